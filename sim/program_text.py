@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,9 +103,8 @@ def _evaluate(node: ast.expr, arrays: Mapping[str, Array], where: str) -> Any:
             if key not in arrays:
                 raise ProgramError(f"{where}: the constant {key!r} is missing")
             if arrays[key].dtype.name != dtype or arrays[key].shape != shape:
-                raise ProgramError(
-                    f"{where}: the constant {key!r} is {arrays[key].dtype}{arrays[key].shape}, the text says {dtype}{shape}"
-                )
+                found = f"{arrays[key].dtype}{arrays[key].shape}"
+                raise ProgramError(f"{where}: the constant {key!r} is {found}, the text says {dtype}{shape}")
             return arrays[key]
         if node.func.id == "Requantize" and not args:
             return Requantize(**keywords)
@@ -120,7 +120,7 @@ def _evaluate(node: ast.expr, arrays: Mapping[str, Array], where: str) -> Any:
 
 
 def _operation(rest: str, arrays: Mapping[str, Array], where: str) -> Operation:
-    # `'name': 'output' = Kind(...) <- (...)`: each part is a Python literal or call, so cut at the syntax, not the text.
+    # `'name': 'output' = Kind(...) <- (...)`: each part is Python syntax, so cut where a literal ends, not by text.
     head, body = _split_literal(rest, ":")
     output, body = _split_literal(body, "=")
     call_text, inputs_text = body.rsplit(" <- ", 1)
@@ -217,6 +217,15 @@ def load(data: bytes) -> IntegerProgram:
             keys = ast.literal_eval(archive.read("keys.txt").decode())
             npz = np.load(io.BytesIO(archive.read("constants.npz")), allow_pickle=False)
             arrays = {k: npz[f"a{i}"] for i, k in enumerate(keys)}
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, SyntaxError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        SyntaxError,
+    ) as error:
         raise ProgramError(f"not a saved integer program: {error}") from None
     return parse(text, arrays)
