@@ -1,0 +1,169 @@
+"""x86 levels, best first: avx512-vnni, avx-vnni (VEX-encoded, 256 bits) and avx2 (exact 16-bit pairs).
+
+AVX2 has a byte multiply-add too, VPMADDUBSW, but it saturates its 16-bit sums and so changes values; it is
+not used anywhere. Source for instruction semantics: Intel 64 and IA-32 Architectures Software Developer's Manual,
+volume 2; for throughput and latency: https://uops.info (Ice Lake and Sapphire Rapids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.codegen.cpu.emit import Buffer, Expr, bits, intrinsic, load, shuffle, splat
+from qcompiler.codegen.cpu.isa.base import Array, VectorInstructionSet
+
+ROUND_DOWN_NO_EXCEPTIONS = 9  # _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC
+
+
+def _unpack(a: Expr, b: Expr, width: int, high: bool, count: int) -> Expr:
+    """PUNPCKL/PUNPCKH: interleaves elements of `width` bytes inside each 128-bit block; vectors of `count` bytes."""
+    order = []
+    for block in range(0, count, 16):
+        start = block + (8 if high else 0)
+        for i in range(start, start + 8, width):
+            order += [*range(i, i + width), *range(count + i, count + i + width)]
+    return shuffle([a, b], order)
+
+
+@dataclass(frozen=True, eq=False)
+class X86(VectorInstructionSet):
+    """What all x86 levels share: packing and unpacking inside 128-bit blocks, 16-bit pairs."""
+
+    _PACK_SIGNED = {4: "llvm.x86.sse2.packssdw.128", 8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
+    _PACK_UNSIGNED = {4: "llvm.x86.sse2.packuswb.128", 8: "llvm.x86.avx2.packuswb", 16: "llvm.x86.avx512.packuswb.512"}
+    _PAIRS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+
+    def multiply_pairs(self, a: Expr, b: Expr, lanes: int) -> Expr:
+        """VPMADDWD: ``a[2l] * b[2l] + a[2l+1] * b[2l+1]`` of int16 in int32."""
+        return intrinsic(self._PAIRS[lanes], f"int32x{lanes}", a, b)
+
+    def pack(self, vectors: Sequence[Expr], lanes: int) -> Expr:
+        half = f"int16x{2 * lanes}"
+        low = intrinsic(self._PACK_SIGNED[lanes], half, vectors[0], vectors[1])
+        high = intrinsic(self._PACK_SIGNED[lanes], half, vectors[2], vectors[3])
+        return bits(intrinsic(self._PACK_UNSIGNED[lanes], f"int8x{4 * lanes}", low, high), f"uint8x{4 * lanes}")
+
+    def pack_order(self, lanes: int) -> list[tuple[int, int]]:
+        return [(v, 4 * block + i) for block in range(lanes // 4) for v in range(4) for i in range(4)]
+
+    def interleave(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
+        count = 4 * lanes
+        pairs = [[_unpack(rows[i], rows[i + 1], 1, high, count) for i in (0, 2)] for high in (False, True)]
+        return [_unpack(p[0], p[1], 2, high, count) for p in pairs for high in (False, True)]
+
+    def rescaled_add(
+        self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
+    ) -> Expr:
+        count = 4 * lanes
+        zero = splat(0, "uint8", count)
+        # Stored bytes are q + 128: the bias takes the 128s back, and puts one onto the result.
+        bias = bias - 128 * (multiplier_a + multiplier_b) + (128 << shift)
+        pair = (multiplier_a & 0xFFFF) | (multiplier_b & 0xFFFF) << 16
+        multipliers = bits(splat(pair - (1 << 32 if pair >> 31 else 0), "int32", lanes), f"int16x{2 * lanes}")
+        sums = []
+        for high in (False, True):
+            mixed = _unpack(a, b, 1, high, count)  # a0 b0 a1 b1 ...
+            for high_half in (False, True):
+                wide = bits(_unpack(mixed, zero, 1, high_half, count), f"int16x{2 * lanes}")
+                total = self.multiply_pairs(wide, multipliers, lanes) + splat(bias, "int32", lanes)
+                sums.append(tirx.shift_right(total, splat(shift, "int32", lanes)))
+        return self.pack(sums, lanes)
+
+
+@dataclass(frozen=True, eq=False)
+class Avx2(X86):
+    """Bytes widened to 16 bits and VPMADDWD on pairs; weights are packed as int16."""
+
+    def arrange_weights(self, quads: Array) -> Array:
+        # Even and odd elements of each quad separately: masking and one shift then widen the activations.
+        wide = quads.astype(np.int16)
+        halves = np.stack([wide[..., 0::2], wide[..., 1::2]], axis=-3)
+        return np.ascontiguousarray(halves.reshape(*quads.shape[:-2], -1))
+
+    def load_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
+        return (load(buffer, index, 2 * lanes), load(buffer, index + 2 * lanes, 2 * lanes))
+
+    def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
+        words = bits(quads, f"uint16x{2 * lanes}")
+        even = tirx.bitwise_and(words, splat(255, "uint16", 2 * lanes))
+        odd = tirx.shift_right(words, splat(8, "uint16", 2 * lanes))
+        return tuple(bits(v, f"int16x{2 * lanes}") for v in (even, odd))
+
+    def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
+        for a, w in zip(operand, weights, strict=True):
+            acc = acc + self.multiply_pairs(a, w, lanes)
+        return acc
+
+
+@dataclass(frozen=True, eq=False)
+class Vnni(X86):
+    """VPDPBUSD: unsigned by signed bytes, four products a lane, no saturation."""
+
+    _DOT = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+
+    def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
+        return intrinsic(self._DOT[lanes], f"int32x{lanes}", acc, operand[0], weights[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Avx512Vnni(Vnni):
+    """512-bit vectors and rounding towards minus infinity inside the instruction."""
+
+    def floor_fma_int(self, acc: Expr, scale: Expr, addend: float, lanes: int, bounded: bool) -> Expr:
+        """One FMA and one conversion, both rounded down.
+
+        Rounding down never crosses an integer: with y = round_down(x), floor(y) <= floor(x) because y <= x, and
+        floor(x) is itself a float32 not above x (below 2**24), so y >= floor(x). Hence floor(y) == floor(x).
+        Above 2**24 the value is far outside int8 and only its sign and saturation matter.
+        """
+        if lanes != 16:  # only the 512-bit form carries a rounding mode
+            return super().floor_fma_int(acc, scale, addend, lanes, bounded)
+        down = splat(addend, "float32", lanes)
+        mode = tirx.const(ROUND_DOWN_NO_EXCEPTIONS, "int32")
+        value = intrinsic("llvm.x86.avx512.vfmadd.ps.512", "float32x16", acc, scale, down, mode)
+        if not bounded:
+            limit = splat(float(1 << 20), "float32", lanes)
+            value = tirx.max(tirx.min(value, limit), splat(-float(1 << 20), "float32", lanes))
+        return intrinsic(
+            "llvm.x86.avx512.mask.cvtps2dq.512", "int32x16", value, splat(0, "int32", 16),
+            tirx.const(0xFFFF, "uint16"), mode,
+        )  # fmt: skip
+
+
+AVX2 = Avx2(
+    name="avx2",
+    vector_bytes=32,
+    llvm={"kind": "llvm", "mcpu": "haswell"},
+    storage="uint8",
+    cpu_flags=("avx2", "fma"),
+    registers=16,
+    dots_per_cycle=0.75,  # two VPMADDWD and two VPADDD a dot on three vector ports
+    dot_latency=2,
+    weight_registers=2,
+    operand_registers=2,
+    dot_temporaries=1,
+    weight_dtype="int16",
+)
+AVX_VNNI = Vnni(
+    name="avx-vnni",
+    vector_bytes=32,
+    llvm={"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]},
+    storage="uint8",
+    cpu_flags=("avx2", "fma", "avx_vnni"),
+    registers=16,
+    dots_per_cycle=2.0,
+)
+AVX512_VNNI = Avx512Vnni(
+    name="avx512-vnni",
+    vector_bytes=64,
+    llvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]},
+    storage="uint8",
+    cpu_flags=("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma"),
+    registers=32,
+    dots_per_cycle=2.0,
+)
+X86_LEVELS: tuple[X86, ...] = (AVX512_VNNI, AVX_VNNI, AVX2)

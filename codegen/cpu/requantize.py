@@ -1,0 +1,139 @@
+"""int32 accumulators to stored int8, exactly as `numerics.requantize`: the choice of method, its constants, its code.
+
+`exact_half_up` is one FMA and one conversion (`VectorInstructionSet.floor_fma_int`) where the accumulator cannot
+leave +-2**24, because then float32 holds it exactly; otherwise the 64-bit product of the definition. The other
+roundings follow their definitions in 64-bit integers or float32. Accumulators end as ``q + storage offset`` in
+int32, far outside the byte range at most saturated; `pack` then saturates and `clamp_bytes` applies what is left of
+the clamp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, splat
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.sim import numerics
+from qcompiler.sim.integer_program import Requantize
+
+Array = npt.NDArray[Any]
+Method = Literal["fma", "int64", "f32_half_even", "q31_single", "q31_double"]
+
+FMA_ACCUMULATOR_LIMIT = 1 << 24
+_SATURATED = 1 << 20  # beyond every byte, and exact in float32
+
+CONSTANT_DTYPES: dict[Method, tuple[str, ...]] = {
+    "fma": ("float32",),
+    "int64": ("int64", "int64", "int64"),
+    "f32_half_even": ("float32",),
+    "q31_single": ("int64", "int64", "int64"),
+    "q31_double": ("int64", "int64", "int64"),
+}
+"""Types of the per-channel constant vectors of each method, in order."""
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """How to requantise: hashable, a template parameter. bounded: no scaled accumulator leaves +-2**30."""
+
+    method: Method
+    zero_point: int
+    minimum: int
+    maximum: int
+    bounded: bool
+
+
+def rescale_of(r: Requantize, bound: Array) -> Rescale:
+    """The method for accumulators of at most `bound` (int64 [C] or [1]) in magnitude."""
+    largest = int(np.max(bound, initial=0))
+    scaled = float(np.max(np.asarray(bound, dtype=np.float64) * r.scale.astype(np.float64), initial=0.0))
+    if r.rounding == "exact_half_up":
+        method: Method = "fma" if largest <= FMA_ACCUMULATOR_LIMIT else "int64"
+    else:
+        method = r.rounding
+    return Rescale(method, r.zero_point, r.minimum, r.maximum, scaled < 2.0**30)
+
+
+def rescale_constants(r: Requantize, rescale: Rescale, channels: int, gather: Array) -> tuple[Array, ...]:
+    """Per-channel vectors in kernel order. gather: int64 [padded], the channel of each lane, or -1 for none."""
+    scale = np.broadcast_to(r.scale, (channels,))
+    scale = np.where(gather < 0, r.scale.dtype.type(1.0), scale[np.maximum(gather, 0)])
+    if rescale.method in ("fma", "f32_half_even"):
+        return (np.ascontiguousarray(scale, dtype=np.float32),)
+    if rescale.method == "int64":
+        multiplier, shift = numerics.decompose_scale(scale)
+        shift = np.minimum(shift, 62)
+        return (multiplier, np.int64(1) << (shift - 1), shift)
+    multiplier, shift = numerics.quantize_multiplier_q31(scale)
+    if rescale.method == "q31_single":
+        right = np.minimum(31 - shift, 62)
+        return (multiplier, np.where(right > 0, np.int64(1) << np.maximum(right - 1, 0), 0), right)
+    return (multiplier, np.maximum(shift, 0), np.maximum(-shift, 0))
+
+
+class Requantizer:
+    """Emits the code. Buffers: the per-channel constants as parameters of the kernel, in `CONSTANT_DTYPES` order."""
+
+    def __init__(self, isa: VectorInstructionSet, rescale: Rescale, emitter: Emitter, channels: int) -> None:
+        self._isa, self._rescale, self._emitter = isa, rescale, emitter
+        dtypes = CONSTANT_DTYPES[rescale.method]
+        self._buffers: list[tuple[Buffer, str]] = [
+            (emitter.buffer(f"scale{i}", channels, dtype), dtype) for i, dtype in enumerate(dtypes)
+        ]
+
+    def constants(self, channel: Expr, lanes: int) -> tuple[Expr, ...]:
+        """The constants of `lanes` channels from `channel` on."""
+        return tuple(
+            self._emitter.bind(load(b, channel, lanes), f"{dtype}x{lanes}", "scale") for b, dtype in self._buffers
+        )
+
+    def apply(self, acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
+        """int32 accumulators to int32 ``q + storage offset``, not yet clamped to a byte."""
+        method, offset = self._rescale.method, self._rescale.zero_point + self._isa.storage_offset
+        if method == "fma":
+            value = cast(acc, f"float32x{lanes}")
+            return self._isa.floor_fma_int(value, constants[0], offset + 0.5, lanes, self._rescale.bounded)
+        if method == "f32_half_even":
+            dtype = f"float32x{lanes}"
+            value = intrinsic("llvm.rint", dtype, cast(acc, dtype) * constants[0])
+            value = _limit(value, lanes, "float32")
+            return cast(value, f"int32x{lanes}") + splat(offset, "int32", lanes)
+        wide = cast(acc, f"int64x{lanes}")
+        value = _scale_q31_double(wide, constants, lanes) if method == "q31_double" else _scale_int64(wide, constants)
+        return cast(_limit(value, lanes, "int64"), f"int32x{lanes}") + splat(offset, "int32", lanes)
+
+
+def _limit(value: Expr, lanes: int, dtype: str) -> Expr:
+    low, high = (splat(v, dtype, lanes) for v in (-_SATURATED, _SATURATED))
+    return tirx.max(tirx.min(value, high), low)
+
+
+def _scale_int64(acc: Expr, constants: tuple[Expr, ...]) -> Expr:
+    multiplier, half, shift = constants
+    return tirx.shift_right(acc * multiplier + half, shift)
+
+
+def _scale_q31_double(acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
+    """gemmlowp's rounding doubling high multiply and rounding shift, as `numerics._scale_q31_double`."""
+    multiplier, left, right = constants
+    dtype = f"int64x{lanes}"
+
+    def number(value: int) -> Expr:
+        return splat(tirx.const(value, "int64"), "int64", lanes)
+
+    shifted = cast(cast(tirx.shift_left(acc, left), f"int32x{lanes}"), dtype)  # wraps, as int32 does
+    product = shifted * multiplier
+    nudge = tirx.Select(product >= number(0), number(1 << 30), number(1 - (1 << 30)))
+    total = product + nudge
+    # C division truncates towards zero: add the divisor less one to negative totals before the arithmetic shift.
+    bias = tirx.Select(total < number(0), number((1 << 31) - 1), number(0))
+    high = tirx.shift_right(total + bias, number(31))
+    mask = tirx.shift_left(number(1), right) - number(1)
+    remainder = tirx.bitwise_and(high, mask)
+    threshold = tirx.shift_right(mask, number(1)) + tirx.Select(high < number(0), number(1), number(0))
+    return tirx.shift_right(high, right) + tirx.Select(remainder > threshold, number(1), number(0))
