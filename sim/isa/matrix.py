@@ -1,0 +1,155 @@
+"""The matrix unit: R x C multiply-accumulate array, 9-bit operands (int8 minus a zero point), int32 accumulators.
+
+Rows of the array are the reduction, columns the outputs. Accumulators live in a memory of accumulator_rows rows of C
+int32. The unit has its own read port of R bytes a cycle on the activation memory, of C bytes a cycle on the weight
+memory, and a read and a write port of one row on the accumulators, so that it never conflicts with other units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.sim.errors import ProgramError
+from qcompiler.sim.isa.base import Counts, Queue, Space, Timing, ceil_div, operand
+from qcompiler.sim.isa.window import Windowed, window_values
+
+if TYPE_CHECKING:
+    from qcompiler.sim.hardware import Machine
+    from qcompiler.sim.machine_state import MachineState
+
+OVERWRITE, ACCUMULATE = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixMultiply(Windowed):
+    """Windows of an activation tile times a weight tile into the accumulators: convolution, dense, batched matmul.
+
+    Semantics: with P = out_h*out_w pixels, K = kernel_h*kernel_w*run and k = tap*run + j:
+    ``acc[accumulator_row + p, n] (+)= sum_k (x[p, k] - zero) * (w[k, n] - weight_zero)`` for n < columns, where
+    x is the window's byte (padding contributes nothing) and w[k, n] is byte ``weight_address + k*weight_pitch + n``
+    of the weight memory, or ``weight_address + n*weight_pitch + k`` with weight_transposed; with
+    weights_from_activation it is in the activation memory. A sum beyond int32 is an error.
+
+    Timing, weight stationary: the sequencer makes passes = kernel_h*kernel_w*ceil(run/R) passes, each with up to R
+    values of k. A pass loads weights for W cycles (R; C when transposed), then streams P rows, one a cycle; the
+    last row leaves the array R+C-2 cycles after it entered. With two weight buffers the next load runs beside the
+    stream: passes start max(P, W) cycles apart, the next instruction's first load starts with the last stream.
+    With one buffer, each load waits until the array is empty: passes start W+P+R+C-2 cycles apart. Weights from
+    the activation memory share its port with every stream: each pass takes W+P cycles of the unit.
+    Timing, output stationary: groups of R pixels; the array holds R x C sums, one value of k enters each cycle.
+    A tap takes ceil(run/R)*R cycles (each of the R pixels fetches R bytes in turn), so a group takes
+    K' = kernel_h*kernel_w*ceil(run/R)*R cycles and R cycles shift its sums out, beside the next group with two
+    buffers: groups start max(K', R) cycles apart, the last is complete K'+R+C-2+R cycles after its start. With one
+    buffer they start K'+2R+C-2 cycles apart.
+
+    Counts: P*K*columns array_macs; P*K activation bytes (padding included: the port does not know); weight bytes
+    K*columns (output stationary: once a group); accumulators of P*columns*4 bytes written in every pass and read in
+    every pass that adds (output stationary: written once, read when accumulating).
+    """
+
+    opcode = 0x20
+    mnemonic = "matmul"
+
+    run: int = operand("u16", "consecutive bytes of a tap: the channels it reduces over")
+    zero: int = operand("i8", "zero point of the activations", 0)
+    weight_address: int = operand("u32", "byte address of w[0, 0]")
+    weight_pitch: int = operand("u16", "bytes from one weight row to the next")
+    weight_zero: int = operand("i8", "zero point of the weights", 0)
+    columns: int = operand("u16", "outputs, at most C")
+    accumulator_row: int = operand("u16", "accumulator row of pixel 0")
+    flags: int = operand("u8", "1 accumulate, 2 output stationary, 4 weights from activation memory, 8 transposed", 0)
+
+    @property
+    def queue(self) -> Queue:
+        return Queue.matrix
+
+    @property
+    def accumulate(self) -> bool:
+        return bool(self.flags & 1)
+
+    @property
+    def output_stationary(self) -> bool:
+        return bool(self.flags & 2)
+
+    @property
+    def weight_space(self) -> Space:
+        return Space.activation if self.flags & 4 else Space.weight
+
+    @property
+    def weight_transposed(self) -> bool:
+        return bool(self.flags & 8)
+
+    @property
+    def reduction(self) -> int:
+        return self.taps * self.run
+
+    def check(self, machine: Machine) -> None:
+        self.check_window(self.run)
+        if not 1 <= self.columns <= machine.matrix.columns:
+            raise ProgramError(f"matmul: columns={self.columns} is not in 1..{machine.matrix.columns}")
+        if self.accumulator_row + self.pixels > machine.matrix.accumulator_rows:
+            raise ProgramError(
+                f"matmul: {self.pixels} pixels from accumulator row {self.accumulator_row} exceed the "
+                f"{machine.matrix.accumulator_rows} rows"
+            )
+        if self.flags > 15:
+            raise ProgramError(f"matmul: flags={self.flags} has unknown bits")
+        dataflow = "output_stationary" if self.output_stationary else "weight_stationary"
+        if dataflow not in machine.matrix.dataflows:
+            raise ProgramError(f"matmul: machine {machine.name!r} has no {dataflow} dataflow")
+        if self.output_stationary and self.flags & 12:
+            raise ProgramError("matmul: output stationary takes its weights row by row from the weight memory")
+
+    def execute(self, state: MachineState) -> None:
+        values, inside = window_values(self, state, Space.activation, self.run, self.zero)
+        del inside  # padding holds the zero point and contributes nothing
+        # float64 is exact: every partial sum is far below 2**53.
+        x = values.reshape(self.pixels, self.reduction).astype(np.float64) - self.zero
+        shape = (self.reduction, self.columns)
+        strides = (1, self.weight_pitch) if self.weight_transposed else (self.weight_pitch, 1)
+        w = state.memory(self.weight_space).read(self, self.weight_address, shape, strides)
+        total = (x @ (w.astype(np.float64) - self.weight_zero)).astype(np.int64)
+        if self.accumulate:
+            total += state.read_accumulators(self, self.accumulator_row, self.pixels, self.columns)
+        state.write_accumulators(self, self.accumulator_row, total)
+
+    def timing(self, machine: Machine) -> Timing:
+        array, pixels = machine.matrix, self.pixels
+        rows, columns = array.rows, array.columns
+        through = rows + columns - 2
+        chunks = self.taps * ceil_div(self.run, rows)
+        if self.output_stationary:
+            groups, steps = ceil_div(pixels, rows), chunks * rows
+            if array.weight_buffers == 1:
+                occupy = groups * (steps + 2 * rows + columns - 2)
+                return Timing(0, occupy, groups * steps, 0, 0)
+            # steps >= rows, so that the shift-out of a group always hides behind the next one.
+            return Timing(0, groups * steps, groups * steps, through + rows, 0)
+        load = columns if self.weight_transposed else rows
+        if array.weight_buffers == 1:
+            occupy = chunks * (load + pixels + through) - load - through
+            return Timing(load, occupy, chunks * pixels, through, -through)
+        if self.weight_space == Space.activation:
+            # The load is part of the occupation: it needs the port that the previous instruction streams through.
+            return Timing(0, chunks * (load + pixels), chunks * pixels, through, 0)
+        interval = max(pixels, load)
+        return Timing(load, (chunks - 1) * interval + pixels, chunks * pixels, through, pixels)
+
+    def counts(self, machine: Machine) -> Counts:
+        rows, k, n, pixels = machine.matrix.rows, self.reduction, self.columns, self.pixels
+        writes, weights = self.taps * ceil_div(self.run, rows), k * n
+        if self.output_stationary:
+            writes, weights = 1, k * n * ceil_div(pixels, rows)
+        reads = writes if self.accumulate else writes - 1
+        counts = {
+            "array_macs": pixels * k * n,
+            "activation_read_bytes": pixels * k,
+            "accumulator_write_bytes": writes * pixels * n * 4,
+            "accumulator_read_bytes": reads * pixels * n * 4,
+        }
+        name = f"{self.weight_space.name}_read_bytes"
+        counts[name] = counts.get(name, 0) + weights
+        return counts
