@@ -1,0 +1,264 @@
+"""Calibration: run the float graph on the user's samples in ONNX Runtime and observe every tensor that becomes int8.
+
+Streaming: a few samples are in memory at a time, and each observer's memory is constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import tvm
+
+from qcompiler.passes.export_onnx import Exported, batches, export_graph
+from qcompiler.passes.fuse import Fusion, analyse, epilogue
+from qcompiler.passes.graph import Graph, TensorType, read
+from qcompiler.passes.observers import Observer, make_observer
+from qcompiler.passes.ranges import (
+    Parameters,
+    Range,
+    collapsed,
+    fixed_parameters,
+    padded_values,
+    parameters,
+    sources,
+    tied_groups,
+    union,
+)
+from qcompiler.sim.errors import CalibrationError, did_you_mean
+
+Array = npt.NDArray[Any]
+Samples = Iterable[Mapping[str, npt.ArrayLike]]
+Progress = Callable[[int], None]
+
+DEFAULT_OBSERVER = "percentile"
+GROUP_BYTES = 1 << 29
+"""Observed tensors of one ONNX Runtime session, for one batch, at most (unless a single one is larger)."""
+BATCH_BYTES = 1 << 25
+MAX_BATCH = 32
+
+
+# ------------------------------------------------------------------------------------------ samples
+def check_sample(sample: Mapping[str, npt.ArrayLike], index: int, types: Mapping[str, TensorType]) -> dict[str, Array]:
+    """One sample as arrays of exactly the inputs' shapes and dtypes; a missing leading axis of 1 is added.
+
+    Raises CalibrationError naming the sample (counted from 0), the input, what it is and what was expected.
+    """
+    where = f"calibration sample {index}"
+    if not isinstance(sample, Mapping):
+        raise CalibrationError(f"{where} is {type(sample).__name__}; each must map input names to arrays")
+    for name in sample:
+        if name not in types:
+            known = ", ".join(map(repr, types))
+            near = did_you_mean(name, types)
+            raise CalibrationError(f"{where} has an input {name!r}, the model does not; its inputs are {known}{near}")
+    checked = {}
+    for name, kind in types.items():
+        if name not in sample:
+            raise CalibrationError(f"{where} lacks the input {name!r} ({kind.dtype}{list(kind.shape)})")
+        value = np.asarray(sample[name])
+        wanted = np.dtype(kind.dtype)
+        if value.shape != kind.shape and (1, *value.shape) == kind.shape:
+            value = value[np.newaxis]
+        if value.shape != kind.shape:
+            raise CalibrationError(
+                f"{where}: input {name!r} has shape {list(value.shape)}, expected {list(kind.shape)}"
+            )
+        castable = value.dtype.kind in ("fiu" if wanted.kind == "f" else "iu" if wanted.kind in "iu" else wanted.kind)
+        if not castable:
+            raise CalibrationError(f"{where}: input {name!r} is {value.dtype}, expected {kind.dtype}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            first = np.argwhere(~np.isfinite(value))[0].tolist()
+            raise CalibrationError(
+                f"{where}: input {name!r} holds {value[tuple(first)]} at {first}; remove or repair it"
+            )
+        checked[name] = value.astype(wanted, copy=False)
+    return checked
+
+
+def _in_batches(
+    samples: Samples, types: Mapping[str, TensorType], size: int, progress: Progress | None
+) -> Iterator[dict[str, Array]]:
+    """Checked samples, `size` of them joined along axis 0 (fewer in the last batch)."""
+    pending: list[dict[str, Array]] = []
+    count = 0
+    for index, sample in enumerate(samples):
+        pending.append(check_sample(sample, index, types))
+        count = index + 1
+        if len(pending) == size:
+            yield _join(pending)
+            pending = []
+            if progress:
+                progress(count)
+    if pending:
+        yield _join(pending)
+        if progress:
+            progress(count)
+    if count == 0:
+        raise CalibrationError("the calibration data holds no sample; give at least one, better 100 typical ones")
+
+
+def _join(samples: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    if len(samples) == 1:
+        return samples[0]
+    return {name: np.concatenate([s[name] for s in samples]) for name in samples[0]}
+
+
+# ----------------------------------------------------------------------------------------- executor
+@dataclass(frozen=True)
+class _Session:
+    """One ONNX Runtime session that returns some of the observed tensors."""
+
+    session: onnxruntime.InferenceSession
+    fetch: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+class FloatExecutor:
+    """Runs the float graph on samples and hands out chosen tensors, each batch and tensor once, in stored order.
+
+    Tensors are split over several sessions when they would take too much memory together.
+    """
+
+    def __init__(self, graph: Graph, tensors: Iterable[str]) -> None:
+        self.graph = graph
+        self.types = {name: graph.types[name] for name in graph.inputs}
+        self.inputs = [n for n in tensors if n in graph.inputs]
+        wanted = [n for n in tensors if n not in graph.inputs]
+        sizes = {n: int(np.prod(graph.types[n].shape)) * 4 for n in wanted}
+        per_sample = max(sum(sizes.values()), 1)
+        batchable = batches(graph)
+        self.batch = max(1, min(MAX_BATCH, BATCH_BYTES // per_sample)) if batchable else 1
+        self.exported: list[Exported] = []
+        self.sessions = [
+            self._session(group, "batch" if batchable else None) for group in _groups(wanted, sizes, self.batch)
+        ]
+
+    def _session(self, tensors: list[str], batch: str | None) -> _Session:
+        exported = export_graph(self.graph, tensors, batch)
+        self.exported.append(exported)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            exported.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        fetch = tuple(dict.fromkeys(exported.stored[n].name for n in tensors))
+        return _Session(session, fetch, tuple(tensors))
+
+    def run(self, samples: Samples, progress: Progress | None = None) -> Iterator[tuple[str, Array]]:
+        """(tensor, its values for one batch) in the order in which the ONNX graph stores them (NCHW or as it is)."""
+        for batch in _in_batches(samples, self.types, self.batch, progress):
+            for name in self.inputs:
+                yield name, batch[name]
+            for part, exported in zip(self.sessions, self.exported, strict=True):
+                names = {i.name for i in part.session.get_inputs()}
+                values = dict(
+                    zip(
+                        part.fetch,
+                        part.session.run(part.fetch, {k: v for k, v in batch.items() if k in names}),
+                        strict=True,
+                    )
+                )
+                for name in part.tensors:
+                    yield name, values[exported.stored[name].name]
+
+    def run_canonical(self, samples: Samples) -> Iterator[tuple[str, Array]]:
+        """As `run`, each value in the canonical tensor's own axis order."""
+        where = {name: e for s, e in zip(self.sessions, self.exported, strict=True) for name in s.tensors}
+        for name, value in self.run(samples):
+            yield name, where[name].restore(name, value) if name in where else value
+
+
+def _groups(names: Sequence[str], sizes: Mapping[str, int], batch: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    used = GROUP_BYTES
+    for name in names:
+        if used + sizes[name] * batch > GROUP_BYTES:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += sizes[name] * batch
+    return groups
+
+
+# --------------------------------------------------------------------------------------- calibration
+def observe(graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[], Observer],
+            progress: Progress | None = None) -> dict[str, Observer]:  # fmt: skip
+    """One observer a tensor, fed with every sample. Raises CalibrationError naming a tensor that is not finite."""
+    observers = {name: make() for name in names}
+    for name, value in FloatExecutor(graph, names).run(samples, progress):
+        try:
+            if value.size:
+                observers[name].update(value)
+        except FloatingPointError:
+            raise CalibrationError(_collapse_message(name, "is not finite")) from None
+    return observers
+
+
+def calibrate(
+    module: tvm.IRModule,
+    samples: Samples,
+    observer: str = DEFAULT_OBSERVER,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Parameters]:
+    """Scale and zero point of every tensor that becomes int8, by its name.
+
+    module: canonical float module. samples: any iterable of {input name: array}; consumed once. observer: a name
+    from `observers.OBSERVERS`, options: its parameters. progress: called with the number of samples done.
+
+    Raises CalibrationError for samples that do not fit the model, and for a tensor whose values collapse (not
+    finite, all zero, or a range beyond float32 scales): int8 cannot represent it, and other inputs would show that.
+    An all-zero tensor passes where it is harmless: every operator that reads it combines it with another tensor
+    (an additive mask, a branch of a concatenation), and it takes the range of that operator's result.
+    """
+    graph = read(module)
+    fusion = analyse(graph)
+    groups = tied_groups(graph, fusion)
+    free = [group for group in groups if fixed_parameters(graph, group) is None]
+    names = [name for group in free for name in sources(graph, group)]
+    observers = observe(graph, names, samples, partial(make_observer, observer, **options), progress)
+    ranges = {name: seen.range() for name, seen in observers.items()}
+    result: dict[str, Parameters] = {}
+    for group in groups:
+        fixed = fixed_parameters(graph, group)
+        if fixed is None:
+            fixed = parameters(*_group_range(graph, fusion, group, ranges))
+        result.update((name, fixed) for name in group)
+    return {name: result[name] for name in fusion.quantised}
+
+
+def _group_range(graph: Graph, fusion: Fusion, group: Sequence[str], ranges: Mapping[str, Range]) -> Range:
+    low, high = union(ranges, sources(graph, group), padded_values(graph, group))
+    problem = collapsed(low, high)
+    if problem is None:
+        return low, high
+    if low == high == 0.0:
+        partner = _partner_range(graph, group, ranges)
+        if partner is not None:
+            return partner
+    raise CalibrationError(_collapse_message(group[0], problem))
+
+
+def _partner_range(graph: Graph, group: Sequence[str], ranges: Mapping[str, Range]) -> Range | None:
+    """The range of the sums that an all-zero group only contributes to; None when it stands alone somewhere."""
+    found: dict[str, Range] = {}
+    for reader in (c for name in group for c in graph.consumers[name] if c.name not in group):
+        if reader.op not in ("add", "subtract") or len(graph.tensor_inputs(reader)) < 2:
+            return None
+        result = [reader, *epilogue(graph, reader)][-1].name
+        if result in ranges and collapsed(*ranges[result]) is None:
+            found[result] = ranges[result]
+    return union(found, found) if found else None
+
+
+def _collapse_message(name: str, problem: str) -> str:
+    return (
+        f"tensor {name!r} {problem}; calibrate with samples like those the model will see (same preprocessing), "
+        "and check that the float model itself gives sensible outputs on them"
+    )

@@ -1,0 +1,96 @@
+"""From observed ranges to int8 parameters: which tensors must share one range, and scale and zero point of a range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from qcompiler.passes.fuse import MOVES, Fusion
+from qcompiler.passes.graph import Graph, Node
+from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+
+Range = tuple[float, float]
+Parameters = tuple[float, int]
+"""(scale, zero point) of an int8 tensor; the scale is a float32 value."""
+
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+def parameters(low: float, high: float) -> Parameters:
+    """Scale and zero point so that int8 covers [low, high] and zero exactly. low <= 0 <= high, not both zero.
+
+    Zero itself gets the nearest int8 value, then the ends move by less than half a step.
+    """
+    scale = float(np.float32((high - low) / (INT8_MAX - INT8_MIN)))
+    zero = int(np.floor(INT8_MIN - low / scale + 0.5))
+    return scale, min(max(zero, INT8_MIN), INT8_MAX)
+
+
+def collapsed(low: float, high: float) -> str | None:
+    """What makes a range useless, or None: it is not finite, is all zero, or too narrow for a float32 scale."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "is not finite"
+    if low == high == 0.0:
+        return "is zero for every sample"
+    if (high - low) / (INT8_MAX - INT8_MIN) < SMALLEST_SCALE:
+        return f"stays within {low:g}..{high:g}, narrower than a float32 scale can express"
+    if (high - low) / (INT8_MAX - INT8_MIN) > float(np.finfo(np.float32).max) or high - low == np.inf:
+        return f"reaches {low:g}..{high:g}, wider than a float32 scale can express"
+    return None
+
+
+def keeps_quantisation(graph: Graph, node: Node) -> bool:
+    """The node's integer operation only moves or selects values: output and inputs share scale and zero point."""
+    if node.op == "take":
+        return node.inputs[0] not in graph.constants
+    if node.op == "image.resize2d":
+        return bool(node.attributes["method"] == "nearest_neighbor")
+    return node.op in MOVES or node.op == "nn.max_pool2d"
+
+
+def tied_groups(graph: Graph, fusion: Fusion) -> list[list[str]]:
+    """The int8 tensors in groups that share one scale and zero point, each group in graph order."""
+    parent = {name: name for name in fusion.quantised}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in graph.nodes:
+        if node.name in fusion.reasons or node.name not in parent or not keeps_quantisation(graph, node):
+            continue
+        for name in graph.tensor_inputs(node):
+            if name in parent:
+                parent[root(name)] = root(node.name)
+    groups: dict[str, list[str]] = {}
+    for name in fusion.quantised:
+        groups.setdefault(root(name), []).append(name)
+    return list(groups.values())
+
+
+def sources(graph: Graph, group: Iterable[str]) -> list[str]:
+    """The tensors of a group whose values the others only repeat: those that no move of the group computes."""
+    return [n for n in group if n not in graph.producers or not keeps_quantisation(graph, graph.producers[n])]
+
+
+def fixed_parameters(graph: Graph, group: Iterable[str]) -> Parameters | None:
+    """The parameters that the integer program dictates for a group: softmax alone has 1/256 and -128."""
+    origin = [graph.producers.get(n) for n in sources(graph, group)]
+    if origin and all(node is not None and node.op == "nn.softmax" for node in origin):
+        return SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+    return None
+
+
+def padded_values(graph: Graph, group: Iterable[str]) -> list[float]:
+    """Constants that pads of the group write beside the observed values."""
+    nodes = [graph.producers[n] for n in group if n in graph.producers]
+    return [float(n.attributes.get("pad_value", 0.0)) for n in nodes if n.op == "nn.pad"]
+
+
+def union(ranges: Mapping[str, Range], names: Iterable[str], extra: Iterable[float] = ()) -> Range:
+    """The smallest range that holds the ranges of all names, the extra values and zero."""
+    lows = [ranges[n][0] for n in names]
+    highs = [ranges[n][1] for n in names]
+    return min([*lows, *extra, 0.0]), max([*highs, *extra, 0.0])
