@@ -101,6 +101,8 @@ class Writer:
             if key not in self.permutes:
                 self.permutes[key] = self.add_constant(np.transpose(value, NCHW), f"{name}_nchw")
             return self.permutes[key]
+        if name not in self.stored and export_onnx_ops.is_dequantized_constant(self.graph, name):
+            self.stored[name] = Stored(export_onnx_ops.dequantized_constant(self, name))
         stored = self.stored[name]
         if stored.permuted == permuted:
             return stored.name

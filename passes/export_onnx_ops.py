@@ -124,6 +124,8 @@ def _quantisation(op: str) -> Emitter:
 
     def emit(w: Writer, node: Node) -> None:
         x, scale, zero = node.inputs
+        if x in w.graph.constants and op == "DequantizeLinear":
+            return  # written where it is read, in the order that its reader wants
         rank = len(w.graph.types[x].shape)
         permuted = w.is_permuted(x)
         vector = w.graph.constants[scale].size > 1
@@ -152,24 +154,39 @@ def _pads(padding: tuple[int, ...]) -> list[int]:
     return list(padding * 2) if len(padding) == 2 else list(padding)
 
 
-def _weight(w: Writer, name: str, permutation: tuple[int, ...], axis_of: Callable[[int], int]) -> str:
-    """A weight in ONNX order; a dequantised constant stays one: permuted values, DequantizeLinear along its axis."""
+def _weight(w: Writer, name: str, permutation: tuple[int, ...]) -> str:
+    """A weight with its axes in ONNX's order, dequantised or not."""
     if name in w.graph.constants:
         return w.add_constant(np.transpose(w.graph.constants[name], permutation), f"{name}_onnx")
-    producer = w.graph.producers.get(name)
-    if producer is not None and producer.op == "dequantize" and producer.inputs[0] in w.graph.constants:
-        values, scale, zero = (w.graph.constants[n] for n in producer.inputs)
-        rank = values.ndim
-        vector = scale.size > 1
-        shape = (-1,) if vector else ()
-        x = w.add_constant(np.transpose(values, permutation), f"{name}_quantized_onnx")
-        s = w.add_constant(scale.reshape(shape), f"{name}_scale_onnx")
-        z = w.add_constant(
-            np.broadcast_to(zero.reshape(-1), scale.size).reshape(shape).astype(values.dtype), f"{name}_zero_onnx"
-        )
-        attributes = {"axis": axis_of(int(producer.attributes["axis"]) % rank)} if vector else {}
-        return w.step("DequantizeLinear", [x, s, z], f"{name}_onnx", **attributes)
+    if is_dequantized_constant(w.graph, name):
+        return dequantized_constant(w, name, permutation)
     return w.step("Transpose", [w.read(name)], f"{name}_onnx", perm=permutation)
+
+
+def is_dequantized_constant(graph: Graph, name: str) -> bool:
+    producer = graph.producers.get(name)
+    return producer is not None and producer.op == "dequantize" and producer.inputs[0] in graph.constants
+
+
+def dequantized_constant(w: Writer, name: str, permutation: tuple[int, ...] | None = None) -> str:
+    """DequantizeLinear of constant integers whose axes are permuted (all in order: None)."""
+    producer = w.graph.producers[name]
+    values, scale, zero = (w.graph.constants[n] for n in producer.inputs)
+    order = tuple(range(values.ndim)) if permutation is None else permutation
+    vector = scale.size > 1
+    shape = (-1,) if vector else ()
+    zeros = np.broadcast_to(zero.reshape(-1), scale.size).reshape(shape).astype(values.dtype)
+    inputs = [
+        w.add_constant(np.transpose(values, order), f"{name}_values"),
+        w.add_constant(scale.reshape(shape), f"{name}_scale"),
+        w.add_constant(zeros, f"{name}_zero_point"),
+    ]
+    attributes = {"axis": order.index(int(producer.attributes["axis"]) % values.ndim)} if vector else {}
+    return w.step("DequantizeLinear", inputs, f"{name}_onnx", **attributes)
+
+
+def _is_constant(graph: Graph, name: str) -> bool:
+    return name in graph.constants or is_dequantized_constant(graph, name)
 
 
 def _bias(w: Writer, node: Node) -> Node | None:
@@ -179,16 +196,9 @@ def _bias(w: Writer, node: Node) -> Node | None:
         return None
     vector = w.graph.types[reader.inputs[1]].shape
     channels = w.graph.types[node.name].shape[-1]
-    if vector != (channels,) or not _is_weight(w, reader.inputs[1]):
+    if vector != (channels,) or not _is_constant(w.graph, reader.inputs[1]):
         return None
     return reader
-
-
-def _is_weight(w: Writer, name: str) -> bool:
-    producer = w.graph.producers.get(name)
-    return name in w.graph.constants or (
-        producer is not None and producer.op == "dequantize" and producer.inputs[0] in w.graph.constants
-    )
 
 
 def _conv2d(w: Writer, node: Node) -> None:
@@ -196,7 +206,7 @@ def _conv2d(w: Writer, node: Node) -> None:
     if (a["data_layout"], a["kernel_layout"]) != ("NHWC", "OHWI"):
         raise ModelError(f"{node.name}: a {a['data_layout']} {a['kernel_layout']} convolution is not canonical")
     weight_shape = w.graph.types[node.inputs[1]].shape
-    inputs = [w.read(node.inputs[0], True), _weight(w, node.inputs[1], NCHW, lambda axis: CHANNEL_TO_NCHW[axis])]
+    inputs = [w.read(node.inputs[0], True), _weight(w, node.inputs[1], NCHW)]
     attributes = {
         "kernel_shape": list(weight_shape[1:3]), "strides": list(a["strides"]), "dilations": list(a["dilation"]),
         "pads": _pads(a["padding"]), "group": int(a["groups"]),
@@ -215,10 +225,7 @@ def _add(w: Writer, node: Node) -> None:
 
 
 def _matmul(w: Writer, node: Node) -> None:
-    inputs = [w.read(node.inputs[0])]
-    right = node.inputs[1]
-    identity = tuple(range(len(w.graph.types[right].shape)))
-    inputs.append(_weight(w, right, identity, lambda axis: axis) if _is_weight(w, right) else w.read(right))
+    inputs = [w.read(n) for n in node.inputs]
     bias = _bias(w, node)
     if bias is not None and len(w.graph.types[node.name].shape) == 2:
         w.write(bias, "Gemm", [*inputs, w.read(bias.inputs[1])])

@@ -1,0 +1,192 @@
+"""Insert quantize and dequantize: every tensor that `fuse.analyse` calls int8 is rounded to its calibrated parameters.
+
+The result is a QDQ module: activations pass through ``quantize → dequantize``, weights are dequantised int8
+constants, biases dequantised int32 constants. It means the same to TVM, to ONNX (`export_onnx`) and to `integerize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from qcompiler.passes.base import Pass, explain
+from qcompiler.passes.fuse import MATRIX, Fusion, analyse, epilogue, is_bias, is_factor, is_lane_constant
+from qcompiler.passes.graph import Array, Graph, Node, read
+from qcompiler.passes.ranges import Parameters, parameters
+from qcompiler.passes.rewrite import Rewriter, const
+from qcompiler.sim.errors import CalibrationError
+from qcompiler.sim.numerics import WEIGHT_MAX, quantize_linear
+
+BIAS_LIMIT = 1 << 30
+"""A bias is kept within half of int32, so that it cannot overflow the accumulator alone."""
+FAINT = 2.0**-24
+"""Weights of a channel this far below the largest channel's cannot move an int8 output that both share."""
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """ranges: tensor name to (scale, zero point) from `calibrate`; none: the module stays a float program.
+
+    per_channel: one weight scale per output channel (otherwise one per tensor).
+    Raises CalibrationError when the ranges do not cover the tensors of this module.
+    """
+
+    ranges: Mapping[str, Parameters] | None = None
+    per_channel: bool = True
+
+    def run(self, module: tvm.IRModule) -> tvm.IRModule:
+        if self.ranges is None:
+            return module
+        graph = read(module)
+        fusion = analyse(graph)
+        missing = [name for name in fusion.quantised if name not in self.ranges]
+        if missing:
+            raise CalibrationError(
+                f"no range is known for tensor {missing[0]!r} and {len(missing) - 1} others; calibrate this very module"
+            )
+        for name, reason in fusion.reasons.items():
+            explain(name, f"stays float: {reason}")
+        return _Inserter(module, _Plan(graph, fusion, self.ranges, self.per_channel)).run()
+
+
+@dataclass(frozen=True)
+class ConstantParameters:
+    """How a constant is quantised: values = round(real / scale) + zero_point along `axis`."""
+
+    values: Array
+    scale: npt.NDArray[np.float32]
+    zero_point: int
+    axis: int
+
+
+@dataclass
+class _Plan:
+    """Which constants of which node become quantised constants."""
+
+    graph: Graph
+    fusion: Fusion
+    ranges: Mapping[str, Parameters]
+    per_channel: bool
+    constants: dict[str, ConstantParameters] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.nodes:
+            if node.name in self.fusion.reasons:
+                continue
+            if node.op in MATRIX and self._has_weight(node):
+                self._weight(node)
+            elif node.op in ("add", "subtract", "multiply", "matmul", "take"):
+                self._operand(node)
+
+    def _has_weight(self, node: Node) -> bool:
+        weight = node.inputs[1]
+        return weight in self.graph.constants and self.graph.constants[weight].ndim == (4 if node.op != "matmul" else 2)
+
+    def _weight(self, node: Node) -> None:
+        """Weight and bias of a convolution or matmul."""
+        graph = self.graph
+        weight = graph.constants[node.inputs[1]]
+        axis = 0 if node.op == "nn.conv2d" else 1
+        x_scale = self.ranges[node.inputs[0]][0]
+        bias_name, factor, bias = None, 1.0, np.zeros(weight.shape[axis])
+        for reader in epilogue(graph, node):
+            if is_factor(graph, node, reader) and bias_name is None:
+                value = next(v for v in map(graph.scalar, reader.inputs) if v is not None)
+                factor *= value if reader.op == "multiply" else 1.0 / value
+            elif is_bias(graph, node, reader):
+                bias_name = next(n for n in reader.inputs if n in graph.constants)
+                bias = np.broadcast_to(graph.constants[bias_name].reshape(-1), bias.shape).astype(np.float64)
+        scale = weight_scale(weight, axis, bias / factor, x_scale, self.per_channel)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        values = np.clip(np.rint(weight / scale.reshape(shape)), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
+        self.constants[node.inputs[1]] = ConstantParameters(values, scale, 0, axis)
+        if bias_name is not None:
+            bias_scale = (scale.astype(np.float64) * x_scale * factor).astype(np.float32)
+            quantised = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
+            self.constants[bias_name] = ConstantParameters(quantised, bias_scale, 0, 0)
+
+    def _operand(self, node: Node) -> None:
+        """A constant tensor that takes part in integer arithmetic with another tensor: asymmetric, per tensor."""
+        for name in node.inputs:
+            value = self.graph.constants.get(name)
+            if value is None or value.dtype != np.float32 or not self.graph.tensor_inputs(node):
+                continue
+            if name in self.constants or (node.op != "matmul" and is_lane_constant(self.graph, name)):
+                continue
+            if node.op == "take":
+                scale, zero = self.ranges[node.name]
+            else:
+                low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
+                scale, zero = parameters(low, high if high > low else 1.0)
+            quantised = quantize_linear(value, np.float32(scale), zero)
+            self.constants[name] = ConstantParameters(quantised, np.array(scale, np.float32), zero, 0)
+
+
+def weight_scale(
+    weight: Array, axis: int, bias: npt.NDArray[np.float64], x_scale: float, per_channel: bool = True
+) -> npt.NDArray[np.float32]:
+    """Symmetric weight scales [O]: the largest magnitude of each channel maps to 127.
+
+    A scale grows where the bias would not fit the accumulator otherwise; a channel of zeros (or of weights too
+    faint to move any output) takes the scale at which its bias has 20 bits.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others).astype(np.float64) if weight.size else np.zeros(weight.shape[axis])
+    overall = float(largest.max(initial=0.0))
+    if not per_channel:
+        largest = np.full_like(largest, overall)
+    faint = largest <= overall * FAINT
+    from_bias = np.where(bias == 0, 1.0, np.abs(bias) / (x_scale * (1 << 20)))
+    scale = np.where(faint, from_bias, largest / WEIGHT_MAX)
+    scale = np.maximum(scale, (overall or 1.0) * FAINT / WEIGHT_MAX)
+    scale = np.maximum(scale, np.abs(bias) / (x_scale * BIAS_LIMIT))
+    return np.asarray(scale, dtype=np.float32)
+
+
+class _Inserter(Rewriter):
+    def __init__(self, module: tvm.IRModule, plan: _Plan) -> None:
+        super().__init__(module)
+        self.plan = plan
+        # Constants by the node and the argument position that read them, as the graph names them.
+        self.nodes = {n.name: n for n in plan.graph.nodes}
+        for param in module["main"].params:
+            self.new[param] = self._rounded(param, str(param.name))
+
+    def _rounded(self, value: relax.Expr, name: str) -> relax.Expr:
+        """`value` rounded to the int8 parameters of `name`, if it has any."""
+        if name not in self.plan.fusion.quantised:
+            return value
+        scale, zero = self.plan.ranges[name]
+        arguments = const(np.float32(scale)), const(np.int8(zero))
+        quantised = self.emit(relax.op.quantize(value, *arguments, out_dtype="int8"), f"{name}.quantized")
+        return self.emit(relax.op.dequantize(quantised, *arguments), f"{name}.dequantized")
+
+    def _constant(self, name: str) -> relax.Expr:
+        chosen = self.plan.constants[name]
+        zero = np.full(chosen.scale.shape, chosen.zero_point, np.int8)
+        call = relax.op.dequantize(const(chosen.values), const(chosen.scale), const(zero), axis=chosen.axis)
+        return self.emit(call, f"{name}.dequantized")
+
+    def rewrite(self, name: str, call: relax.Call) -> relax.Expr:
+        node = self.nodes.get(name)
+        if node is None:
+            return call
+        names = iter(node.inputs)
+        args = []
+        for arg in call.args:  # tuples hold tensors only, never constants that are quantised
+            if isinstance(arg, relax.Tuple) and all(isinstance(f, relax.Var) for f in arg.fields):
+                for _ in arg.fields:
+                    next(names)
+                args.append(arg)
+            elif isinstance(arg, relax.Var) or isinstance(arg, tvm.ir.GenericConst):
+                tensor = next(names)
+                args.append(self._constant(tensor) if tensor in self.plan.constants else arg)
+            else:
+                args.append(arg)
+        result = self.emit(relax.Call(call.op, args, call.attrs, call.ty_args), name, exact=True)
+        return self._rounded(result, name)
