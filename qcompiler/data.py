@@ -7,6 +7,7 @@ than the file holds is refused before anything is allocated.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import zipfile
@@ -76,9 +77,14 @@ class Samples:
             raise CalibrationError(f"{self.where}: there are no {self.what} samples; give at least one")
         self._length = count
 
-    def first(self, count: int) -> list[Sample]:
-        """Up to `count` samples from the beginning."""
-        return [sample for sample, _ in zip(self, range(count), strict=False)]
+    def sha256(self) -> str:
+        """A hash over all samples, whatever they were read from."""
+        digest = hashlib.sha256()
+        for sample in self:
+            for name, value in sample.items():
+                digest.update(f"{name} {value.dtype} {value.shape}".encode())
+                digest.update(value.tobytes())
+        return digest.hexdigest()
 
     def _raw(self) -> Iterator[Mapping[str, Any]]:
         if self._columns is None:

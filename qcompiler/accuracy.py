@@ -1,0 +1,129 @@
+"""How far the integer program is from the float model: SQNR of every tensor, SQNR and agreement of the outputs.
+
+SQNR is the signal-to-quantisation-noise ratio ``10 log10(sum f**2 / sum (f - q)**2)`` in dB over all elements and
+samples, f the float model's value and q the integer program's, dequantised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.sim import reference
+from qcompiler.sim.integer_program import IntegerProgram, Tensor
+from qcompiler.sim.numerics import dequantize_linear
+
+if TYPE_CHECKING:
+    from qcompiler.passes.graph import Graph
+
+Array = npt.NDArray[Any]
+Values = Mapping[str, Array]
+
+
+@dataclass
+class Noise:
+    """Running sums of one tensor's signal and noise power."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, expected: Array, actual: Array) -> None:
+        wanted = expected.astype(np.float64)
+        self.signal += float(np.sum(wanted**2))
+        self.noise += float(np.sum((wanted - actual.astype(np.float64)) ** 2))
+
+    @property
+    def sqnr_db(self) -> float:
+        """In dB; infinite without noise, minus infinite for noise on a signal that is zero."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+
+def real_values(value: Array, tensor: Tensor) -> Array:
+    """What the tensor stands for: int8 dequantised by its scale and zero point, anything else as it is."""
+    if tensor.scale is None or value.dtype != np.int8:
+        return value
+    return dequantize_linear(value, np.float32(tensor.scale), tensor.zero_point or 0)
+
+
+class FloatModel:
+    """The canonical float graph in ONNX Runtime, returning any of its tensors in canonical order."""
+
+    def __init__(self, graph: Graph, tensors: Sequence[str]) -> None:
+        import onnxruntime
+
+        from qcompiler.passes.export_onnx import export_graph
+
+        self._tensors = [n for n in tensors if n not in graph.constants]
+        self._exported = export_graph(graph, self._tensors)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            self._exported.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._stored = list(dict.fromkeys(self._exported.stored[n].name for n in self._tensors))
+
+    def run(self, inputs: Values) -> dict[str, Array]:
+        values = dict(zip(self._stored, self._session.run(self._stored, dict(inputs)), strict=True))
+        return {n: self._exported.restore(n, values[self._exported.stored[n].name]) for n in self._tensors}
+
+
+def per_tensor_sqnr(graph: Graph, program: IntegerProgram, samples: Iterable[Values]) -> dict[str, float]:
+    """SQNR in dB of every tensor that float graph and program both have, the program run by the reference."""
+    written = [op.output for op in program.operations]
+    common = [n for n in written if n in graph.types and graph.types[n].shape == program.tensors[n].shape]
+    model, noise = FloatModel(graph, common), {n: Noise() for n in common}
+    for sample in samples:
+        expected, actual = model.run(sample), reference.execute(program, sample, keep=True)
+        for name in common:
+            noise[name].add(expected[name], real_values(actual[name], program.tensors[name]))
+    return {name: n.sqnr_db for name, n in noise.items()}
+
+
+@dataclass
+class OutputAccuracy:
+    """noise: of each output. agreement: the fraction of samples whose first output has its largest score (along the
+    last axis; along axis 1 of an image) where the float model has it; for images, of positions."""
+
+    noise: dict[str, Noise] = field(default_factory=dict)
+    samples: int = 0
+    agreeing: float = 0.0
+
+    @property
+    def sqnr_db(self) -> dict[str, float]:
+        return {name: n.sqnr_db for name, n in self.noise.items()}
+
+    @property
+    def agreement(self) -> float:
+        return self.agreeing / self.samples if self.samples else math.nan
+
+
+def output_accuracy(
+    graph: Graph, program: IntegerProgram, execute: Callable[[Values], Values], samples: Iterable[Values]
+) -> OutputAccuracy:
+    """Compare what `execute` (the compiled library, or the reference) returns with the float model's outputs."""
+    model, result = FloatModel(graph, graph.outputs), OutputAccuracy({n: Noise() for n in program.outputs})
+    pairs = list(zip(graph.outputs, program.outputs, strict=True))
+    for sample in samples:
+        expected, actual = model.run(sample), execute(sample)
+        for float_name, name in pairs:
+            result.noise[name].add(expected[float_name], real_values(actual[name], program.tensors[name]))
+        float_name, name = pairs[0]
+        result.samples += 1
+        axis = 1 if actual[name].ndim == 4 else -1
+        same = np.argmax(expected[float_name], axis=axis) == np.argmax(actual[name], axis=axis)
+        result.agreeing += float(np.mean(same))
+    return result
+
+
+def within_budget(program: IntegerProgram, samples: Iterable[Values], macs: float, most: int) -> Iterator[Values]:
+    """As many samples as the reference interpreter handles for that many multiply-accumulates, at least one."""
+    cost = max(1, sum(program.macs(op) for op in program.operations))
+    count = max(1, min(most, int(macs / cost)))
+    return (sample for sample, _ in zip(samples, range(count), strict=False))

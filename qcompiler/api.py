@@ -1,0 +1,65 @@
+"""The Python side of the command line: `qcompiler.compile` and `qcompiler.quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler.artifact import Artifact
+from qcompiler.data import Source
+from qcompiler.pipeline import Options, compile_model, quantise_to_onnx
+from qcompiler.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def compile(  # noqa: A001 - the word users look for; always written qcompiler.compile
+    model: str | Path | onnx.ModelProto,
+    *,
+    output: str | Path,
+    target: str = "x86",
+    calibration: Source | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    observer: str = Options.observer,
+    rounding: str = Options.rounding,
+    passes: str | None = None,
+    name: str = Options.name,
+    dump_ir: str | Path | None = None,
+    time_passes: bool = False,
+    explain: bool = False,
+    min_sqnr: float | None = None,
+    min_agreement: float | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile an ONNX model into the directory `output`, which appears whole or not at all.
+
+    model: a path or an onnx.ModelProto, float or quantised (QDQ, QOperator). calibration: an `.npz` keyed by input name
+    with a leading sample axis, a folder of `.npy`, or an iterable of dicts of arrays; a quantised model needs none.
+    shapes: of inputs that the model leaves open, e.g. {"image": (1, 3, 224, 224)}. The rest: `pipeline.Options`.
+    Raises QCompilerError for anything wrong with the arguments, saying what to do.
+    """
+    options = Options(
+        shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
+        dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
+        min_sqnr=min_sqnr, min_agreement=min_agreement,
+    )  # fmt: skip
+    return compile_model(model, target, calibration, output, options, progress or Progress())
+
+
+def quantize(
+    model: str | Path | onnx.ModelProto,
+    *,
+    output: str | Path,
+    calibration: Source,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    observer: str = Options.observer,
+    progress: Progress | None = None,
+) -> None:
+    """Write the quantised model as ONNX with QuantizeLinear and DequantizeLinear nodes to the file `output`.
+
+    Arguments and errors as in `compile`.
+    """
+    options = Options(shapes=shapes or {}, observer=observer)
+    quantise_to_onnx(model, calibration, output, options, progress or Progress())

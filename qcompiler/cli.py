@@ -1,0 +1,269 @@
+"""The command line. stdout carries results; stderr progress and errors. Everything heavy is imported on use.
+
+Exit codes: 0 done; 1 the input or the model is at fault; 2 usage; 3 an accuracy gate failed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import qcompiler
+from qcompiler.sim.errors import QCompilerError
+
+if TYPE_CHECKING:
+    from qcompiler.pipeline import Options
+
+app = typer.Typer(
+    name="qcompiler",
+    help="Compile trained neural networks to integer-only libraries that stand alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model: float, QDQ or QOperator.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATA",
+        help="Samples: an .npz keyed by input name with a leading sample axis, or a folder of .npy files. "
+        "A model that is already quantised needs none.",
+    ),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1x3x224x224", help="Shape of an input that the model leaves open; repeat."),
+]
+Observer = Annotated[
+    str | None,
+    typer.Option(help="How calibration finds ranges: min_max, moving_average, percentile, entropy or mse."),
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Passes that replace canonicalisation: name,name{option=value},..."),
+]
+DumpIR = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the IR before and after each pass here.")]
+TimePasses = Annotated[bool, typer.Option("--time-passes", help="Say on stderr how long each pass took.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Say on stderr which rewrites declined, and why.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qcompiler {qcompiler.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compile(  # noqa: A001
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The artefact's directory.")],
+    target: Annotated[str, typer.Option(help="What to compile for; `qcompiler targets` lists them.")] = "x86",
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    observer: Observer = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="Of requantisation: exact_half_up, f32_half_even, q31_single or q31_double."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Prefix of the C symbols (default: model).")] = None,
+    passes: Passes = None,
+    dump_ir: DumpIR = None,
+    time_passes: TimePasses = False,
+    explain: Explain = False,
+    min_sqnr: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Exit with 3 when the first output's SQNR against float is lower."),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION", min=0, max=1,
+            help="Exit with 3 when the top-1 result agrees with float on a smaller fraction of the samples.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Compile MODEL into a directory that stands alone: library, C header and report.
+
+    \b
+    Examples:
+      qcompiler compile kws.onnx --calibration samples.npz -o out/
+      qcompiler compile net.onnx --target x86:avx2 --calibration images/ --shape image=1x3x224x224 -o out/
+      qcompiler compile net.qdq.onnx --rounding f32_half_even -o out/
+      qcompiler compile net.onnx --calibration samples.npz --min-sqnr 25 --min-agreement 0.99 -o out/
+    """
+    from qcompiler.pipeline import compile_model
+    from qcompiler.progress import for_stderr
+
+    options = _options(
+        shapes=_shapes(shape), observer=observer, rounding=rounding, name=name, passes=passes, dump_ir=dump_ir,
+        time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
+    )  # fmt: skip
+    artifact = compile_model(model, target, calibration, output, options, for_stderr())
+    from qcompiler.inspection import print_artifact
+
+    print_artifact(artifact)
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="A compiled artefact.")],
+    input: Annotated[Path, typer.Option(metavar="DATA", help="Samples, as for `compile --calibration`.")],  # noqa: A002
+    labels: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Array of the .npz with the right classes: print the accuracy.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Write all outputs here.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Run a compiled artefact on data: outputs, accuracy and latency.
+
+    \b
+    Examples:
+      qcompiler run out/ --input samples.npz
+      qcompiler run out/ --input test.npz --labels labels --threads 2
+      qcompiler run out/ --input samples.npz -o scores.npz
+    """
+    from qcompiler.execution import run_samples
+
+    run_samples(artifact, input, labels, output, threads)
+
+
+@app.command()
+def quantize(
+    model: ModelPath,
+    calibration: Calibration,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The quantised model.")],
+    shape: Shapes = None,
+    observer: Observer = None,
+    passes: Passes = None,
+    dump_ir: DumpIR = None,
+    time_passes: TimePasses = False,
+    explain: Explain = False,
+) -> None:
+    """Quantise MODEL and write it as ONNX with QuantizeLinear and DequantizeLinear, for any other runtime.
+
+    \b
+    Examples:
+      qcompiler quantize net.onnx --calibration samples.npz -o net.qdq.onnx
+      qcompiler quantize net.onnx --calibration samples.npz --observer entropy -o net.qdq.onnx
+    """
+    from qcompiler.pipeline import quantise_to_onnx
+    from qcompiler.progress import for_stderr
+
+    options = _options(
+        shapes=_shapes(shape), observer=observer, passes=passes, dump_ir=dump_ir, time_passes=time_passes,
+        explain=explain,
+    )  # fmt: skip
+    quantise_to_onnx(model, calibration, output, options, for_stderr())
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="DIR|MODEL", help="A compiled artefact, or an ONNX model.")],
+    layers: Annotated[bool, typer.Option("--layers", help="Of an artefact: one line an operation.")] = False,
+    program: Annotated[bool, typer.Option("--program", help="Of an artefact: the integer program as text.")] = False,
+    shape: Shapes = None,
+) -> None:
+    """Show what an artefact or a model holds.
+
+    \b
+    Examples:
+      qcompiler inspect out/
+      qcompiler inspect out/ --layers
+      qcompiler inspect out/ --program | less
+      qcompiler inspect net.onnx
+    """
+    from qcompiler import inspection
+
+    if path.is_file():
+        inspection.print_model(path, _shapes(shape))
+    else:
+        inspection.print_artifact(qcompiler.open_artifact(path), layers=layers, program=program)
+
+
+@app.command()
+def targets() -> None:
+    """List what --target may be, and which of them this machine can run.
+
+    \b
+    Example:
+      qcompiler targets
+    """
+    from qcompiler.inspection import print_targets
+
+    print_targets()
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the compiled example goes.")
+    ] = Path("qcompiler-demo"),
+    target: Annotated[str, typer.Option(help="What to compile for.")] = "x86",
+    threads: Threads = 1,
+) -> None:
+    """Compile the bundled digit classifier for this machine and run it on its test images.
+
+    \b
+    Examples:
+      qcompiler demo
+      qcompiler demo --target x86:avx2 -o /tmp/digits
+    """
+    from qcompiler.demo import run_demo
+    from qcompiler.progress import for_stderr
+
+    run_demo(output, target, threads, for_stderr())
+
+
+def _options(**given: Any) -> Options:
+    """Options with the defaults of the pipeline where the user said nothing."""
+    from qcompiler.pipeline import Options
+
+    return Options(**{key: value for key, value in given.items() if value is not None})
+
+
+def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in texts or []:
+        name, equals, sizes = text.rpartition("=")
+        if not equals or not name or not all(part.isdigit() and int(part) > 0 for part in sizes.split("x")):
+            raise typer.BadParameter(f"{text!r} should read name=1x3x224x224", param_hint="--shape")
+        shapes[name] = tuple(map(int, sizes.split("x")))
+    return shapes
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt  # unwinds, so that nothing half-written is left behind
+
+
+def main() -> None:
+    """Entry point: user mistakes become one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except QCompilerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

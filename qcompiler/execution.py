@@ -1,0 +1,90 @@
+"""`qcompiler run`: a compiled artefact over a set of samples, with latency and accuracy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.data import Samples, read_column
+from qcompiler.library import Model, load
+from qcompiler.output import new_file
+from qcompiler.sim.errors import CalibrationError
+
+MIN_TIMED = 200  # inferences; small models are timed on repeats until so many
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of single inferences, in seconds: the first output byte after the last input byte, copies excluded."""
+
+    minimum: float
+    median: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"min {_time(self.minimum)}, median {_time(self.median)} over {self.count} inferences"
+
+
+def execute(model: Model, samples: Samples) -> tuple[dict[str, npt.NDArray[Any]], Timing]:
+    """All outputs, stacked over samples, and the timing."""
+    results: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in model.outputs}
+    seconds = []
+    for sample in samples:
+        for name, value in sample.items():
+            model.inputs[name][...] = value
+        seconds.append(_timed(model))
+        for name, value in model.outputs.items():
+            results[name].append(value.copy())
+    while len(seconds) < MIN_TIMED and sum(seconds) < 2.0:
+        seconds.append(_timed(model))
+    return (
+        {name: np.stack(values) for name, values in results.items()},
+        Timing(min(seconds), statistics.median(seconds), len(seconds)),
+    )
+
+
+def accuracy(scores: npt.NDArray[Any], labels: npt.NDArray[Any], where: str) -> float:
+    """Fraction of samples whose largest score is at the label. scores: [N, ..., classes]; labels: [N] integers."""
+    if labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
+        raise CalibrationError(
+            f"{where}: labels are {labels.dtype}{list(labels.shape)}; {scores.shape[0]} samples want as many integers"
+        )
+    flat = scores.reshape(len(scores), -1)
+    return float(np.mean(np.argmax(flat, axis=1) == labels))
+
+
+def run_samples(directory: Path, data: Path, labels: str | None, output: Path | None, threads: int) -> None:
+    """Run the artefact on the data and print outputs or where they went, accuracy and latency."""
+    model = load(directory, threads)
+    samples = Samples(data, {t.name: t for t in model.artifact.manifest.inputs}, "input")
+    wanted = read_column(data, labels) if labels else None
+    outputs, timing = execute(model, samples)
+    if output is not None:
+        with new_file(output) as work, work.open("wb") as stream:
+            np.savez(stream, **outputs)  # type: ignore[arg-type]
+        print(f"outputs   {output}")
+    else:
+        for name, values in outputs.items():
+            first = np.array2string(values[0], precision=4, threshold=24, edgeitems=4, separator=", ")
+            print(f"{name}: {values.dtype}{list(values.shape)}, of the first sample:\n{first}")
+    if wanted is not None:
+        name, scores = next(iter(outputs.items()))
+        print(f"accuracy  {accuracy(scores, wanted, str(data)):.4f} ({len(scores)} samples, argmax of {name!r})")
+    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
+    print(f"latency   {timing} ({model.isa}, {threads_text})")
+
+
+def _timed(model: Model) -> float:
+    started = time.perf_counter_ns()
+    model.invoke()
+    return (time.perf_counter_ns() - started) / 1e9
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"

@@ -1,0 +1,283 @@
+"""From a model to an artefact: import, canonicalise, calibrate, quantise, integerise, lower, measure, package."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import qcompiler
+from qcompiler.accuracy import Values, output_accuracy, per_tensor_sqnr, within_budget
+from qcompiler.artifact import MANIFEST, PROGRAM, Artifact, Manifest, describe_files, is_artifact
+from qcompiler.data import Samples, Source
+from qcompiler.frontend.onnx import import_onnx
+from qcompiler.output import new_directory, new_file
+from qcompiler.passes import base
+from qcompiler.passes.calibrate import calibrate
+from qcompiler.passes.canonicalize import CANONICALIZE
+from qcompiler.passes.export_onnx import export
+from qcompiler.passes.graph import Graph, read
+from qcompiler.passes.integerize import integerize
+from qcompiler.passes.quantize import Quantize
+from qcompiler.progress import Progress
+from qcompiler.report.collect import Accuracy, collect, to_csv, to_json
+from qcompiler.report.html import render
+from qcompiler.sim import program_text, reference
+from qcompiler.sim.errors import AccuracyGateError, CalibrationError
+from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
+from qcompiler.targets import Backend, Built, resolve
+
+if TYPE_CHECKING:
+    import onnx
+    import tvm
+
+# The reference interpreter does some 2 GMAC/s: about ten seconds for the layers of the largest model.
+LAYER_MACS, LAYER_SAMPLES = 6e9, 8
+OUTPUT_MACS, OUTPUT_SAMPLES = 100e9, 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.
+
+    shapes: of inputs whose shape the model leaves open. observer: how calibration finds ranges. rounding: of
+    requantisation (`sim.numerics.Rounding`). passes: text pipeline that replaces canonicalisation. name: prefix of the
+    C symbols. dump_ir: folder for the IR before and after each pass. time_passes, explain: report pass times, and
+    rewrites that declined. min_sqnr (dB), min_agreement (0..1): gates on the first output.
+    """
+
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    observer: str = "mse"
+    rounding: str = "exact_half_up"
+    passes: str | None = None
+    name: str = "model"
+    dump_ir: Path | None = None
+    time_passes: bool = False
+    explain: bool = False
+    min_sqnr: float | None = None
+    min_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A model on its way: the canonical float graph, the quantised module, and the samples it was calibrated on."""
+
+    float_module: tvm.IRModule
+    module: tvm.IRModule
+    samples: Samples | None
+
+
+def compile_model(
+    model: str | Path | onnx.ModelProto, target: str, calibration: Source | None, output: str | Path,
+    options: Options, progress: Progress,
+) -> Artifact:  # fmt: skip
+    """Compile `model` for `target` into the directory `output`, which appears whole or not at all.
+
+    Raises a QCompilerError for anything the user can mend; AccuracyGateError after the artefact was written.
+    """
+    backend, output = resolve(target), Path(output)
+    with new_directory(output, is_artifact) as work:
+        quantised = quantise_model(model, calibration, options, progress)
+        with progress.stage("integerise"):
+            program = integerize(quantised.module, rounding=options.rounding, name=options.name)
+        graph = read(quantised.float_module)
+        (work / PROGRAM).write_bytes(program_text.save(program))
+        with progress.stage(f"compile for {backend.name}"):
+            built = backend.build(program, work, options.name, progress)
+        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options))
+        with progress.stage("measure accuracy"):
+            accuracy = _measure(graph, program, backend, Artifact(work, manifest), quantised)
+        report = collect(
+            program, accuracy, built.kernels, manifest.build,
+            _sizes(model, built, graph),
+        )  # fmt: skip
+        (work / "report.json").write_text(to_json(report), encoding="utf-8")
+        (work / "layers.csv").write_text(to_csv(report), encoding="utf-8")
+        (work / "report.html").write_text(render(report), encoding="utf-8")
+        manifest = _manifest(program, backend, built, work, manifest.build)
+        (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    _check_gates(accuracy, options, output)
+    return Artifact(output, manifest)
+
+
+def quantise_model(
+    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress
+) -> Quantised:
+    """Import, canonicalise, calibrate and quantise. A model that already holds QuantizeLinear keeps its own scales."""
+    run = _Passes(options, progress)
+    with progress.stage("import"):
+        module = import_onnx(model, dict(options.shapes) or None)
+    with progress.stage("canonicalise"):
+        pipeline = CANONICALIZE if options.passes is None else base.parse_pipeline(options.passes)
+        module = run(pipeline, module)
+    graph = read(module)
+    samples = None
+    if calibration is not None:
+        samples = Samples(calibration, {n: Tensor(n, t.shape, t.dtype) for n, t in inputs_of(graph).items()})
+    if any(node.op == "quantize" for node in graph.nodes):
+        run.report()
+        return Quantised(module, module, samples)
+    if samples is None:
+        raise CalibrationError(
+            "the model is float, and nothing says which ranges its tensors have; give --calibration: an .npz keyed by "
+            f"input name ({', '.join(map(repr, graph.inputs))}) with a leading sample axis"
+        )
+    with progress.stage("calibrate"):
+        ranges = calibrate(module, progress.track(samples), observer=options.observer)
+    with progress.stage("quantise"):
+        quantised = run(base.Pipeline((Quantize(ranges),)), module)
+    run.report()
+    return Quantised(module, quantised, samples)
+
+
+def quantise_to_onnx(
+    model: str | Path | onnx.ModelProto, calibration: Source | None, output: str | Path,
+    options: Options, progress: Progress,
+) -> None:  # fmt: skip
+    """Write the quantised model as ONNX with QuantizeLinear and DequantizeLinear to the file `output`."""
+    with new_file(Path(output)) as work:
+        quantised = quantise_model(model, calibration, options, progress)
+        with progress.stage("export"):
+            work.write_bytes(export(quantised.module).SerializeToString(deterministic=True))
+
+
+def inputs_of(graph: Graph) -> dict[str, Any]:
+    """The types of the model's inputs by name."""
+    return {name: graph.types[name] for name in graph.inputs}
+
+
+class _Passes:
+    """Runs pipelines with the instruments that the options ask for."""
+
+    def __init__(self, options: Options, progress: Progress) -> None:
+        self.progress = progress
+        self.times = base.PassTimes() if options.time_passes else None
+        self.explanations = base.Explanations() if options.explain else None
+        dump = base.DumpIR(options.dump_ir) if options.dump_ir else None
+        self.instruments = [i for i in (dump, self.times, self.explanations) if i is not None]
+
+    def __call__(self, pipeline: base.Pipeline, module: tvm.IRModule) -> tvm.IRModule:
+        return pipeline.run(module, self.instruments)
+
+    def report(self) -> None:
+        if self.times is not None:
+            for name, seconds in self.times.seconds:
+                self.progress.note(f"{seconds:9.3f} s  {name}")
+        if self.explanations is not None:
+            for note in self.explanations.notes:
+                self.progress.note(str(note))
+
+
+# ---------------------------------------------------------------------------------------- measuring
+def _measure(
+    graph: Graph, program: IntegerProgram, backend: Backend, artifact: Artifact, quantised: Quantised
+) -> Accuracy | None:
+    """Accuracy over the calibration samples; checks on the way that the library equals the reference."""
+    if quantised.samples is None:
+        return None
+    few = list(within_budget(program, quantised.samples, LAYER_MACS, LAYER_SAMPLES))
+    execute = backend.executor(artifact)
+    verified = 0
+    if execute is not None:
+        verified = _verify(program, execute, few)
+        many: Sequence[Values] | Any = within_budget(program, quantised.samples, OUTPUT_MACS, OUTPUT_SAMPLES)
+        outputs = output_accuracy(graph, program, execute, many)
+    else:
+        outputs = output_accuracy(graph, program, lambda sample: reference.execute(program, sample), few)
+    tensors = per_tensor_sqnr(graph, program, few)
+    return Accuracy(tensors, len(few), outputs.sqnr_db, outputs.samples, outputs.agreement, verified)
+
+
+def _verify(program: IntegerProgram, execute: Any, samples: Sequence[Values]) -> int:
+    """On how many samples the library was compared with the reference; an unequal bit is a bug of the compiler.
+
+    Float operations may differ in rounding between the two, so a program that has some is not compared.
+    """
+    if any(isinstance(op, FloatOp) for op in program.operations):
+        return 0
+    for sample in samples:
+        wanted, got = reference.execute(program, sample), execute(sample)
+        for name in program.outputs:
+            if not np.array_equal(wanted[name], got[name]):
+                different = int(np.sum(wanted[name] != got[name]))
+                raise RuntimeError(
+                    f"the compiled library differs from the reference interpreter in {different} of "
+                    f"{wanted[name].size} elements of output {name!r}; this is a bug in qcompiler, please report it"
+                )
+    return len(samples)
+
+
+def _check_gates(accuracy: Accuracy | None, options: Options, output: Path) -> None:
+    if options.min_sqnr is None and options.min_agreement is None:
+        return
+    if accuracy is None:
+        raise CalibrationError("--min-sqnr and --min-agreement need --calibration: samples to measure on")
+    name, sqnr = next(iter(accuracy.outputs.items()))
+    look = f"{output / 'report.html'} shows which layer loses it"
+    if options.min_sqnr is not None and not sqnr >= options.min_sqnr:
+        raise AccuracyGateError(
+            f"output {name!r} has an SQNR of {sqnr:.2f} dB, below the demanded {options.min_sqnr:g} dB; {look}"
+        )
+    if options.min_agreement is not None and not accuracy.agreement >= options.min_agreement:
+        raise AccuracyGateError(
+            f"output {name!r} agrees with the float model on {accuracy.agreement:.4f} of the samples, below the "
+            f"demanded {options.min_agreement:g}; {look}"
+        )
+
+
+# ---------------------------------------------------------------------------------------- packaging
+def _manifest(
+    program: IntegerProgram, backend: Backend, built: Built, directory: Path, build: dict[str, Any]
+) -> Manifest:
+    return Manifest(
+        name=program.name,
+        target=backend.name,
+        architecture=backend.architecture,
+        inputs=tuple(program.tensors[n] for n in program.inputs),
+        outputs=tuple(program.tensors[n] for n in program.outputs),
+        workspace_bytes=built.workspace_bytes,
+        program_sha256=program_text.digest(program),
+        build=build,
+        files=describe_files(directory),
+    )
+
+
+def _provenance(model: Any, target: str, quantised: Quantised, options: Options) -> dict[str, Any]:
+    """How it was made, for manifest and report: nothing that depends on when or where."""
+    named = isinstance(model, (str, Path))
+    source = Path(model).name if named else "a model in memory"
+    return {
+        "name": Path(model).stem if named else options.name,
+        "source": source,
+        "target": target,
+        "model_sha256": _sha256(Path(model)) if named else hashlib.sha256(model.SerializeToString()).hexdigest(),
+        "calibration_sha256": quantised.samples.sha256() if quantised.samples else None,
+        "calibration_samples": len(quantised.samples) if quantised.samples else None,
+        "observer": None if quantised.module is quantised.float_module else options.observer,
+        "rounding": options.rounding,
+        "passes": options.passes,
+        "shapes": {name: "x".join(map(str, shape)) for name, shape in options.shapes.items()},
+        "versions": {
+            "qcompiler": qcompiler.__version__,
+            **{p: metadata.version(p) for p in ("apache-tvm", "onnx", "onnxruntime", "numpy")},
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest would want Python 3.11
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sizes(model: Any, built: Built, graph: Graph) -> dict[str, int]:
+    model_bytes = Path(model).stat().st_size if isinstance(model, (str, Path)) else model.ByteSize()
+    parameters = sum(value.size for value in graph.constants.values())
+    return {"model": model_bytes, "float_weights": 4 * parameters, **built.sizes}

@@ -1,0 +1,105 @@
+"""What `--target` may say, and the backend behind each family of targets."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qcompiler.artifact import Artifact
+from qcompiler.sim.errors import TargetError, did_you_mean
+from qcompiler.sim.integer_program import IntegerProgram
+
+if TYPE_CHECKING:
+    from qcompiler.progress import Progress
+
+Execute = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend left in the output directory. workspace_bytes: working memory of a call. kernels: operation name
+    to (kernel, name of the group that it is fused into). sizes: bytes of the product's parts, for the report."""
+
+    workspace_bytes: int
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """name: the target as the user gave it. architecture: the machine word of `uname -m`, "" for an accelerator."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def architecture(self) -> str: ...
+
+    def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
+        """Compile into an existing directory."""
+
+    def executor(self, artifact: Artifact) -> Execute | None:
+        """Runs the product on this machine, or None when it cannot run here."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of `qcompiler targets`."""
+
+    name: str
+    description: str
+    runs_here: bool
+
+
+def known_targets() -> list[Listed]:
+    """Every target by name, in the order of the documentation."""
+    from qcompiler.codegen.cpu.target import CPU_TARGETS
+
+    here = platform.machine()
+    return [
+        Listed(name, target.description, target.architecture == here and target.supported_here())
+        for name, target in CPU_TARGETS.items()
+    ]
+
+
+def resolve(name: str) -> Backend:
+    """The backend for a target. Raises TargetError with the nearest names for one that does not exist."""
+    names = [t.name for t in known_targets()]
+    if name not in names:
+        raise TargetError(
+            f"unknown target {name!r}{did_you_mean(name, names)}; `qcompiler targets` lists what there is"
+        )
+    from qcompiler.codegen.cpu.target import cpu_target
+
+    return CpuBackend(name, cpu_target(name))
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """A CPU: an object file, a static and a shared library, and a C header."""
+
+    name: str
+    target: Any
+
+    @property
+    def architecture(self) -> str:
+        return str(self.target.architecture)
+
+    def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
+        from qcompiler.codegen import aot
+
+        report = aot.build(program, self.target, directory, prefix, progress)
+        return Built(
+            report.workspace_bytes,
+            {op.name: (op.kernel, op.group) for op in report.operations},
+            {"library": (directory / "model.so").stat().st_size, "arena": report.workspace_bytes},
+        )
+
+    def executor(self, artifact: Artifact) -> Execute | None:
+        if self.architecture != platform.machine() or not self.target.supported_here():
+            return None
+        from qcompiler.library import Model
+
+        return Model(artifact).run
