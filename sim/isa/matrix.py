@@ -31,7 +31,8 @@ class MatrixMultiply(Windowed):
     ``acc[accumulator_row + p, n] (+)= sum_k (x[p, k] - zero) * (w[k, n] - weight_zero)`` for n < columns, where
     x is the window's byte (padding contributes nothing) and w[k, n] is byte ``weight_address + k*weight_pitch + n``
     of the weight memory, or ``weight_address + n*weight_pitch + k`` with weight_transposed; with
-    weights_from_activation it is in the activation memory. A sum beyond int32 is an error.
+    weights_from_activation it is in the activation memory. A sum beyond int32 is an error. Adding to sums of an
+    earlier matmul needs neither token nor fence: rows are updated in order where they leave the array.
 
     Timing, weight stationary: the sequencer makes passes = kernel_h*kernel_w*ceil(run/R) passes, each with up to R
     values of k. A pass loads weights for W cycles (R; C when transposed), then streams P rows, one a cycle; the
