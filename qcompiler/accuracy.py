@@ -7,19 +7,18 @@ samples, f the float model's value and q the integer program's, dequantised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.passes.calibrate import FloatExecutor
+from qcompiler.passes.graph import Graph
 from qcompiler.sim import reference
 from qcompiler.sim.integer_program import IntegerProgram, Tensor
 from qcompiler.sim.numerics import dequantize_linear
-
-if TYPE_CHECKING:
-    from qcompiler.passes.graph import Graph
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -52,37 +51,15 @@ def real_values(value: Array, tensor: Tensor) -> Array:
     return dequantize_linear(value, np.float32(tensor.scale), tensor.zero_point or 0)
 
 
-class FloatModel:
-    """The canonical float graph in ONNX Runtime, returning any of its tensors in canonical order."""
-
-    def __init__(self, graph: Graph, tensors: Sequence[str]) -> None:
-        import onnxruntime
-
-        from qcompiler.passes.export_onnx import export_graph
-
-        self._tensors = [n for n in tensors if n not in graph.constants]
-        self._exported = export_graph(graph, self._tensors)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            self._exported.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._stored = list(dict.fromkeys(self._exported.stored[n].name for n in self._tensors))
-
-    def run(self, inputs: Values) -> dict[str, Array]:
-        values = dict(zip(self._stored, self._session.run(self._stored, dict(inputs)), strict=True))
-        return {n: self._exported.restore(n, values[self._exported.stored[n].name]) for n in self._tensors}
-
-
 def per_tensor_sqnr(graph: Graph, program: IntegerProgram, samples: Iterable[Values]) -> dict[str, float]:
     """SQNR in dB of every tensor that float graph and program both have, the program run by the reference."""
     written = [op.output for op in program.operations]
     common = [n for n in written if n in graph.types and graph.types[n].shape == program.tensors[n].shape]
-    model, noise = FloatModel(graph, common), {n: Noise() for n in common}
+    model, noise = FloatExecutor(graph, common), {n: Noise() for n in common}
     for sample in samples:
-        expected, actual = model.run(sample), reference.execute(program, sample, keep=True)
-        for name in common:
-            noise[name].add(expected[name], real_values(actual[name], program.tensors[name]))
+        actual = reference.execute(program, sample, keep=True)
+        for name, expected in model.run_canonical([sample]):
+            noise[name].add(expected, real_values(actual[name], program.tensors[name]))
     return {name: n.sqnr_db for name, n in noise.items()}
 
 
@@ -108,10 +85,10 @@ def output_accuracy(
     graph: Graph, program: IntegerProgram, execute: Callable[[Values], Values], samples: Iterable[Values]
 ) -> OutputAccuracy:
     """Compare what `execute` (the compiled library, or the reference) returns with the float model's outputs."""
-    model, result = FloatModel(graph, graph.outputs), OutputAccuracy({n: Noise() for n in program.outputs})
+    model, result = FloatExecutor(graph, graph.outputs), OutputAccuracy({n: Noise() for n in program.outputs})
     pairs = list(zip(graph.outputs, program.outputs, strict=True))
     for sample in samples:
-        expected, actual = model.run(sample), execute(sample)
+        expected, actual = dict(model.run_canonical([sample])), execute(sample)
         for float_name, name in pairs:
             result.noise[name].add(expected[float_name], real_values(actual[name], program.tensors[name]))
         float_name, name = pairs[0]

@@ -88,7 +88,8 @@ class Samples:
 
     def _raw(self) -> Iterator[Mapping[str, Any]]:
         if self._columns is None:
-            yield from self._source
+            for raw in self._source:  # not `yield from`, which would close a generator that is left half-way
+                yield raw
             return
         for values in zip(*self._columns.values(), strict=True):
             yield dict(zip(self._columns, values, strict=True))

@@ -66,7 +66,7 @@ def _workplace(destination: Path) -> Iterator[Path]:
     """A locked temporary directory beside `destination`, removed in the end."""
     _remove_abandoned(destination)
     try:
-        work = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
+        work = _make_directory(destination)
         try:
             lock = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -81,6 +81,14 @@ def _workplace(destination: Path) -> Iterator[Path]:
         if reason is None:
             raise
         raise ArtifactError(f"cannot write {destination}: {reason}; nothing was left behind") from error
+
+
+def _make_directory(destination: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror)
+        raise ArtifactError(f"cannot create {destination}: {reason}; give another output") from None
 
 
 def check_parent(destination: Path) -> None:

@@ -18,7 +18,7 @@ from qcompiler.data import Samples, Source
 from qcompiler.frontend.onnx import import_onnx
 from qcompiler.output import new_directory, new_file
 from qcompiler.passes import base
-from qcompiler.passes.calibrate import calibrate
+from qcompiler.passes.calibrate import DEFAULT_OBSERVER, calibrate
 from qcompiler.passes.canonicalize import CANONICALIZE
 from qcompiler.passes.export_onnx import export
 from qcompiler.passes.graph import Graph, read
@@ -52,7 +52,7 @@ class Options:
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    observer: str = "mse"
+    observer: str = DEFAULT_OBSERVER
     rounding: str = "exact_half_up"
     passes: str | None = None
     name: str = "model"

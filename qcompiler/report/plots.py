@@ -29,8 +29,8 @@ def _ticks(top: float) -> list[float]:
 def columns(bars: Sequence[Bar], unit: str, title: str) -> Markup:
     """Vertical bars in order, an axis in `unit` at the left; each bar says its text on hover."""
     ticks = _ticks(max(max((b.value for b in bars), default=0.0), 1e-9))
-    left, top, height, bottom = 62, 14, 210, 22
-    pitch = max(5.0, min(44.0, 1060 / max(len(bars), 1)))
+    left, top, height, bottom = 46, 26, 210, 22
+    pitch = max(5.0, min(44.0, 1020 / max(len(bars), 1)))
     width = left + pitch * len(bars) + 8
     scale = height / ticks[-1]
     parts = []
@@ -40,7 +40,7 @@ def columns(bars: Sequence[Bar], unit: str, title: str) -> Markup:
             f'<line class="grid" x1="{left}" x2="{width:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
-    every = max(1, math.ceil(30 / pitch))
+    every = max(1, math.ceil(30 / pitch))  # numbers that would touch are left out
     for i, bar in enumerate(bars):
         x, h = left + pitch * i, max(bar.value, 0) * scale
         number = (
@@ -54,7 +54,7 @@ def columns(bars: Sequence[Bar], unit: str, title: str) -> Markup:
         )
     return Markup(
         f'<svg role="img" aria-label="{escape(title)}" width="{width:.0f}" height="{top + height + bottom}">'
-        f'<text x="4" y="{top + 4}">{escape(unit)}</text>{"".join(parts)}</svg>'
+        f'<text x="0" y="11">{escape(unit)}</text>{"".join(parts)}</svg>'
     )
 
 
