@@ -88,11 +88,9 @@ class Samples:
 
     def _raw(self) -> Iterator[Mapping[str, Any]]:
         if self._columns is None:
-            for raw in self._source:  # not `yield from`, which would close a generator that is left half-way
-                yield raw
-            return
-        for values in zip(*self._columns.values(), strict=True):
-            yield dict(zip(self._columns, values, strict=True))
+            return iter(self._source)  # a generator itself: one left half-way must not be closed
+        columns = self._columns
+        return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
     def _fit(self, raw: Any, index: int) -> Sample:
         if not isinstance(raw, Mapping):
