@@ -29,7 +29,7 @@ def vector_type(dtype: str, lanes: int) -> str:
 def splat(value: int | float | Expr, dtype: str, lanes: int) -> Expr:
     """One scalar in every lane."""
     scalar = constant(value, dtype) if isinstance(value, (int, float)) else value
-    return tirx.Broadcast(scalar, lanes)
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
 def load(buffer: Buffer, index: Expr | int, lanes: int) -> Expr:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from qcompiler.sim.integer_program import Operation, Tensor
 
 Array = npt.NDArray[Any]

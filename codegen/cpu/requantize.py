@@ -92,6 +92,10 @@ class Requantizer:
             self._emitter.bind(load(b, channel, lanes), f"{dtype}x{lanes}", "scale") for b, dtype in self._buffers
         )
 
+    def uniform(self, lanes: int) -> tuple[Expr, ...]:
+        """The constants of a rescale with one scale for all channels (vectors of one element)."""
+        return tuple(splat(load(b, 0, 1), dtype, lanes) for b, dtype in self._buffers)
+
     def apply(self, acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
         """int32 accumulators to int32 ``q + storage offset``, not yet clamped to a byte."""
         method, offset = self._rescale.method, self._rescale.zero_point + self._isa.storage_offset
@@ -104,7 +108,10 @@ class Requantizer:
             value = _limit(value, lanes, "float32")
             return cast(value, f"int32x{lanes}") + splat(offset, "int32", lanes)
         wide = cast(acc, f"int64x{lanes}")
-        value = _scale_q31_double(wide, constants, lanes) if method == "q31_double" else _scale_int64(wide, constants)
+        if method == "q31_double":
+            value = _scale_q31_double(self._emitter, wide, constants, lanes)
+        else:
+            value = _scale_int64(wide, constants)
         return cast(_limit(value, lanes, "int64"), f"int32x{lanes}") + splat(offset, "int32", lanes)
 
 
@@ -118,7 +125,7 @@ def _scale_int64(acc: Expr, constants: tuple[Expr, ...]) -> Expr:
     return tirx.shift_right(acc * multiplier + half, shift)
 
 
-def _scale_q31_double(acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
+def _scale_q31_double(e: Emitter, acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
     """gemmlowp's rounding doubling high multiply and rounding shift, as `numerics._scale_q31_double`."""
     multiplier, left, right = constants
     dtype = f"int64x{lanes}"
@@ -126,14 +133,18 @@ def _scale_q31_double(acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Exp
     def number(value: int) -> Expr:
         return splat(tirx.const(value, "int64"), "int64", lanes)
 
+    def sign(value: Expr) -> Expr:
+        """-1 where negative, else 0: masks instead of selections, which TVM's simplifier takes seconds over."""
+        return tirx.shift_right(value, number(63))
+
     shifted = cast(cast(tirx.shift_left(acc, left), f"int32x{lanes}"), dtype)  # wraps, as int32 does
-    product = shifted * multiplier
-    nudge = tirx.Select(product >= number(0), number(1 << 30), number(1 - (1 << 30)))
-    total = product + nudge
+    product = e.bind(shifted * multiplier, dtype, "product")
+    nudge = number(1 << 30) + tirx.bitwise_and(sign(product), number(1 - (1 << 31)))
+    total = e.bind(product + nudge, dtype, "total")
     # C division truncates towards zero: add the divisor less one to negative totals before the arithmetic shift.
-    bias = tirx.Select(total < number(0), number((1 << 31) - 1), number(0))
-    high = tirx.shift_right(total + bias, number(31))
-    mask = tirx.shift_left(number(1), right) - number(1)
+    bias = tirx.bitwise_and(sign(total), number((1 << 31) - 1))
+    high = e.bind(tirx.shift_right(total + bias, number(31)), dtype, "high")
+    mask = e.bind(tirx.shift_left(number(1), right) - number(1), dtype, "mask")
     remainder = tirx.bitwise_and(high, mask)
-    threshold = tirx.shift_right(mask, number(1)) + tirx.Select(high < number(0), number(1), number(0))
-    return tirx.shift_right(high, right) + tirx.Select(remainder > threshold, number(1), number(0))
+    threshold = tirx.shift_right(mask, number(1)) - sign(high)
+    return tirx.shift_right(high, right) - sign(threshold - remainder)

@@ -10,7 +10,7 @@ The versions here are portable TIR; a level overrides what it has an instruction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Expr, cast, intrinsic, load, splat
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, splat, vector_type
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 
 Array = npt.NDArray[Any]
@@ -118,3 +118,23 @@ class VectorInstructionSet(InstructionSet):
         if maximum + offset < low + 255:
             value = tirx.min(value, splat(maximum + offset, dtype, count))
         return value
+
+    # ------------------------------------------------------------------------------------------- tables
+    @property
+    def table_bytes(self) -> int:
+        """Size of an arranged 256-entry table."""
+        return 256
+
+    def arrange_table(self, table: Array) -> Array:
+        """A stored table (entry i belongs to the value i - 128) as `table_look_up` reads it."""
+        return table
+
+    def table_look_up(self, e: Emitter, table: Buffer) -> Callable[[Expr, int], Expr]:
+        """Loads what can stay in registers, once; the result maps stored bytes (vector, count) to stored bytes."""
+
+        def look_up(x: Expr, count: int) -> Expr:
+            offset = splat(128 - self.storage_offset, "int32", count)
+            index = cast(x, vector_type("int32", count)) + offset
+            return tirx.BufferLoad(table, [index])
+
+        return look_up

@@ -7,13 +7,13 @@ volume 2; for throughput and latency: https://uops.info (Ice Lake and Sapphire R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Expr, bits, intrinsic, load, shuffle, splat
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, intrinsic, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import Array, VectorInstructionSet
 
 ROUND_DOWN_NO_EXCEPTIONS = 9  # _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC
@@ -54,6 +54,48 @@ class X86(VectorInstructionSet):
         count = 4 * lanes
         pairs = [[_unpack(rows[i], rows[i + 1], 1, high, count) for i in (0, 2)] for high in (False, True)]
         return [_unpack(p[0], p[1], 2, high, count) for p in pairs for high in (False, True)]
+
+    # Byte tables by PSHUFB, which looks up 16 entries: 16 look-ups of differences, added by XOR. PSHUFB yields zero
+    # where the index is negative as a signed byte, so look-up k, of x - 16k, contributes for 0 <= x - 16k < 128:
+    # for x >> 4 in k..k+7. The first eight subtractions wrap (x >= 128 must come back below 128), the later ones
+    # saturate (a negative index must stay negative).
+    @property
+    def table_bytes(self) -> int:
+        return 16 * self.vector_bytes
+
+    def arrange_table(self, table: Array) -> Array:
+        rows = table.view(np.uint8).reshape(16, 16)
+        differences = np.zeros_like(rows)
+        for k in range(16):
+            differences[k] = rows[k] ^ np.bitwise_xor.reduce(differences[max(0, k - 7) : k], axis=0)
+        return np.ascontiguousarray(np.tile(differences, self.vector_bytes // 16)).reshape(-1)
+
+    _SHUFFLE = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
+
+    def table_look_up(self, e: Emitter, table: Buffer) -> Callable[[Expr, int], Expr]:
+        width = self.vector_bytes
+        registers = {width: [e.bind(load(table, k * width, width), f"uint8x{width}", "entries") for k in range(16)]}
+
+        def look_up(x: Expr, count: int) -> Expr:
+            if count < 16:  # short tails: widen by lanes that nobody reads
+                wide = shuffle([x] * (16 // count), range(16)) if count > 1 else splat(x, "uint8", 16)
+                return shuffle([look_up(wide, 16)], range(count))
+            if count not in registers:
+                registers[count] = [load(table, k * width, count) for k in range(16)]
+            dtype = f"int8x{count}"
+            index = e.bind(bits(x, dtype), dtype, "index")
+            step = splat(16, "int8", count)
+            result = None
+            for k in range(16):
+                if 1 <= k <= 8:
+                    index = e.bind(index - step, dtype, "index")
+                elif k > 8:
+                    index = e.bind(intrinsic("llvm.ssub.sat", dtype, index, step), dtype, "index")
+                entry = intrinsic(self._SHUFFLE[count], dtype, bits(registers[count][k], dtype), index)
+                result = entry if result is None else tirx.bitwise_xor(result, entry)
+            return bits(result, f"uint8x{count}")
+
+        return look_up
 
     def rescaled_add(
         self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int

@@ -1,0 +1,110 @@
+"""Kernels to object files: TIR lowered to plain C functions, LLVM, several at a time.
+
+TVM compiles a PrimFunc for its own calling convention; here every parameter buffer becomes a bare pointer, so the
+object needs nothing of TVM: the C prototype is ``int32_t symbol(void *buffer..., int32_t begin, int32_t end)``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from qcompiler.codegen.cpu.instruction_set import InstructionSet
+from qcompiler.codegen.cpu.kernel import Kernel
+
+
+def _on_stack(body: Any) -> Any:
+    """Keep constant-size temporaries on the stack: above 1 KiB TVM would call its runtime's workspace allocator."""
+
+    def annotate(statement: Any) -> Any:
+        annotations = dict(statement.annotations) if statement.annotations else {}
+        annotations["disable_lower_builtin"] = tirx.IntImm("int32", 1)
+        return tirx.AllocBuffer(statement.buffer, annotations)
+
+    return tvm_ffi.structural_map(body, (tirx.AllocBuffer, annotate), order="post")
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="PlainFunction")
+def _plain_function(function: Any, module: Any, context: Any) -> Any:
+    """Turn buffer parameters into bare pointers and return 0."""
+    parameters, declarations = [], []
+    for p in function.params:
+        if hasattr(p, "data"):
+            pointer = tirx.Var(p.name + "_ptr", p.data.ty)
+            parameters.append(pointer)
+            declarations.append(tirx.DeclBuffer(p, data=pointer))
+        else:
+            parameters.append(p)
+    zero = tirx.IntImm("int32", 0)
+    body = tirx.SeqStmt([*declarations, _on_stack(function.body), tirx.Return(zero)])
+    return tirx.PrimFunc(parameters, body, zero.ty, function.attrs).with_attr("calling_conv", 0)
+
+
+def _passes(target: Any) -> Any:
+    return tvm.transform.Sequential([
+        tirx.transform.BindTarget(target.with_host(target)),
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        _plain_function,
+        tirx.transform.LowerTVMBuiltin(),
+        tirx.transform.LowerIntrin(),
+    ])  # fmt: skip
+
+
+def compile_function(function: Any, symbol: str, isa: InstructionSet) -> Any:
+    """A PrimFunc as a TVM module that holds native code for `symbol` (`.inspect_source("asm")`, `.write_to_file`)."""
+    target = tvm.target.Target(dict(isa.llvm))
+    attributes = function.attrs or {}
+    if "tirx.noalias" not in attributes:
+        function = function.with_attr("tirx.noalias", True)
+    module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
+    return tvm.get_global_func(f"target.build.{target.kind.name}")(_passes(target)(module), target)
+
+
+def compile_kernels(
+    kernels: Mapping[str, Kernel],
+    isa: InstructionSet,
+    directory: Path,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Schedule and compile each kernel into ``directory/<symbol>.o``. Returns the files in the order given.
+
+    kernels: symbol to kernel, one of each key. Runs on as many threads as the process may use: LLVM works
+    outside the interpreter lock.
+    """
+
+    def one(item: tuple[str, Kernel]) -> Path:
+        symbol, kernel = item
+        path = directory / f"{symbol}.o"
+        compile_function(kernel.template(isa, **kernel.parameters), symbol, isa).write_to_file(str(path))
+        if progress is not None:
+            progress(kernel.name)
+        return path
+
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(one, kernels.items()))
