@@ -1,0 +1,407 @@
+"""The template of all dense matrix work: output pixels times output channels, summed over quads of input bytes.
+
+A convolution, a 1x1 convolution, a fully connected layer and a batched matrix product differ only in where the
+bytes of an output pixel's window lie: some kernel rows, some kernel columns, some contiguous quads each, at constant
+strides from the pixel's first byte (`Geometry`). A register tile holds ``lines x pixels x vectors`` accumulators;
+each step loads `vectors` vectors of packed weights and broadcasts one quad of every pixel. The tile ends in
+registers: requantise, pack, fused operations, store.
+
+Packed weights: ``[group][channel block][quad of the window][vector][arranged quads]``. Which channel sits in which
+lane follows from the order in which the instruction set packs int32 vectors to bytes, so that the packed bytes
+come out in channel order; biases and scales use the same lane order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, bits, constant, load, shuffle, splat
+from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.kernel import Kernel
+from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, rescale_constants, rescale_of
+from qcompiler.sim.integer_program import Requantize
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where everything lies. All strides count bytes; one byte is one stored int8.
+
+    images x lines x pixels: the output positions. rows, columns: (count, input stride) of kernel rows and columns;
+    quads: contiguous quads under one kernel row and column. groups: independent channel groups, `channels` outputs
+    each, their inputs `group_stride` apart. weights_per_image: each image has weights and biases of its own.
+    row_bias: an int32 for every output position is added to its accumulators.
+    """
+
+    images: int
+    lines: int
+    pixels: int
+    channels: int
+    quads: int
+    input_bytes: int
+    image_stride: int
+    line_stride: int
+    pixel_stride: int
+    rows: tuple[int, int] = (1, 0)
+    columns: tuple[int, int] = (1, 0)
+    groups: int = 1
+    group_stride: int = 0
+    weights_per_image: bool = False
+    row_bias: bool = False
+
+    @property
+    def window_quads(self) -> int:
+        return self.rows[0] * self.columns[0] * self.quads
+
+    @property
+    def output_channels(self) -> int:
+        return self.groups * self.channels
+
+    @property
+    def positions(self) -> int:
+        return self.images * self.lines * self.pixels
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile of lines x pixels output positions and `vectors` vectors of channels.
+
+    chunk: pixel tiles in one task. channels_outer: tasks run through all positions of one channel block before the
+    next block (else through all channel blocks of some positions).
+    """
+
+    lines: int
+    pixels: int
+    vectors: int
+    chunk: int
+    channels_outer: bool
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the channels of one group fall into blocks of `vectors` vectors; the last block may be smaller."""
+
+    lanes: int
+    channels: int
+    vectors: int
+
+    @property
+    def total_vectors(self) -> int:
+        return -(-self.channels // self.lanes)
+
+    @property
+    def full(self) -> int:
+        return self.total_vectors // self.vectors if self.tail_channels == 0 else self.channels // self._width
+
+    @property
+    def _width(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
+    def tail_channels(self) -> int:
+        return self.channels % self._width
+
+    @property
+    def tail_vectors(self) -> int:
+        return -(-self.tail_channels // self.lanes)
+
+    @property
+    def count(self) -> int:
+        return self.full + (self.tail_channels > 0)
+
+    def sizes(self) -> Iterator[int]:
+        """Vectors of each block."""
+        for _ in range(self.full):
+            yield self.vectors
+        if self.tail_channels:
+            yield self.tail_vectors
+
+
+def pack_units(vectors: int, rows: int) -> list[list[tuple[int, int]]]:
+    """Which (row, vector) accumulators are packed together: at most four, whole rows where a row has up to four."""
+    if vectors > 4:
+        return [[(r, v) for v in range(v0, min(v0 + 4, vectors))] for r in range(rows) for v0 in range(0, vectors, 4)]
+    together = 4 // vectors
+    return [
+        [(r, v) for r in range(r0, min(r0 + together, rows)) for v in range(vectors)] for r0 in range(0, rows, together)
+    ]
+
+
+def lane_channels(isa: VectorInstructionSet, vectors: int) -> npt.NDArray[np.int64]:
+    """[vectors, lanes]: the channel, counted from the block's first, that each lane computes."""
+    lanes = isa.lanes(4)
+    out = np.empty((vectors, lanes), dtype=np.int64)
+    for v0 in range(0, vectors, 4):
+        part = min(4, vectors - v0)
+        inside = [(v, lane) for v, lane in isa.pack_order(lanes) if v < part]
+        for channel, (v, lane) in enumerate(inside):
+            out[v0 + v, lane] = v0 * lanes + channel
+    return out
+
+
+def channel_order(isa: VectorInstructionSet, blocks: Blocks) -> npt.NDArray[np.int64]:
+    """[total_vectors * lanes]: the channel of every lane of one group in kernel order, -1 for padding lanes."""
+    order = []
+    for start, vectors in zip(range(0, blocks.channels, blocks.vectors * blocks.lanes), blocks.sizes(), strict=True):
+        order.append((start + lane_channels(isa, vectors)).ravel())
+    joined = np.concatenate(order)
+    return np.where(joined < blocks.channels, joined, -1)
+
+
+def pack_weights(isa: VectorInstructionSet, weights: Array, blocks: Blocks) -> Array:
+    """int8 [groups, channels, window quads, 4] to the packed layout (see the module's text)."""
+    groups, _, quads, _ = weights.shape
+    lanes = blocks.lanes
+    order = channel_order(isa, blocks)
+    gathered = np.where((order < 0)[:, None, None], np.int8(0), weights[:, np.maximum(order, 0)])
+    parts = []
+    start = 0
+    for vectors in blocks.sizes():
+        block = gathered[:, start * lanes : (start + vectors) * lanes].reshape(groups, vectors, lanes, quads, 4)
+        arranged = isa.arrange_weights(block.transpose(0, 3, 1, 2, 4))
+        parts.append(arranged.reshape(groups, -1))
+        start += vectors
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def task_count(geometry: Geometry, tile: Tile, lanes: int) -> int:
+    blocks = Blocks(lanes, geometry.channels, tile.vectors)
+    return geometry.groups * blocks.count * _position_blocks(geometry, tile)
+
+
+def _line_groups(geometry: Geometry, tile: Tile) -> int:
+    return -(-geometry.lines // tile.lines)
+
+
+def _chunks(geometry: Geometry, tile: Tile) -> int:
+    return -(-(geometry.pixels // tile.pixels) // tile.chunk)
+
+
+def _position_blocks(geometry: Geometry, tile: Tile) -> int:
+    return geometry.images * _line_groups(geometry, tile) * _chunks(geometry, tile)
+
+
+def contraction_kernel(
+    name: str, isa: VectorInstructionSet, geometry: Geometry, weights: Array, bias: Array, offset: int,
+    requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
+) -> Kernel:  # fmt: skip
+    """The kernel for constant weights.
+
+    weights: int8 [groups, channels, window quads, 4]; bias: int32 [groups * channels]; offset: what stored input
+    bytes exceed centred values by, taken out of the bias; bound: largest |accumulator| of each channel.
+    """
+    from qcompiler.codegen.cpu.tiles import choose_tile  # the cost model builds on this module's geometry
+
+    tile = choose_tile(isa, geometry)
+    blocks = Blocks(isa.lanes(4), geometry.channels, tile.vectors)
+    one = channel_order(isa, blocks)
+    starts = np.arange(geometry.groups)[:, None] * geometry.channels
+    order = np.where(one < 0, -1, one + starts).ravel()
+    sums = weights.astype(np.int64).sum(axis=(2, 3)).ravel()
+    corrected = (bias.astype(np.int64) - offset * sums)[np.maximum(order, 0)]
+    # Accumulators wrap modulo 2**32; only their final value, which the program bounds, has to fit.
+    lane_bias = np.where(order < 0, 0, corrected).astype(np.int32)
+    rescale = rescale_of(requantize, bound)
+    scales = rescale_constants(requantize, rescale, geometry.output_channels, order)
+    return Kernel(
+        name,
+        contraction,
+        {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused},
+        task_count(geometry, tile, isa.lanes(4)),
+        (pack_weights(isa, weights, blocks), lane_bias, *scales),
+    )
+
+
+def contraction(
+    isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...] = ()
+) -> Any:
+    """The PrimFunc. Buffers: x, [packed weights, bias if weights_per_image], [row bias], the fused operations'
+
+    second operands; constants: [packed weights, bias], scales, the fused operations' tables; the output.
+    """
+    return _Writer(isa, geometry, tile, rescale, fused).function()
+
+
+class _Writer:
+    def __init__(
+        self, isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...]
+    ) -> None:
+        self.isa, self.geometry, self.tile = isa, geometry, tile
+        self.lanes = isa.lanes(4)
+        self.acc_dtype = f"int32x{self.lanes}"
+        self.blocks = Blocks(self.lanes, geometry.channels, tile.vectors)
+        self.e = e = Emitter()
+        self.padded = geometry.groups * self.blocks.total_vectors * self.lanes
+        self.vector_elements = 4 * self.lanes
+        # In elements of the weight buffer: one group's channels over the whole window.
+        self.group_weights = geometry.window_quads * self.blocks.total_vectors * self.vector_elements
+        weights = geometry.groups * self.group_weights
+        copies = geometry.images if geometry.weights_per_image else 1
+
+        def weight_buffers() -> None:
+            self.w = e.buffer("w", weights * copies, isa.weight_dtype)
+            self.bias = e.buffer("bias", self.padded * copies, "int32")
+
+        self.x = e.buffer("x", geometry.input_bytes, "uint8")
+        if geometry.weights_per_image:
+            weight_buffers()
+        if geometry.row_bias:
+            self.row_bias = e.buffer("row_bias", geometry.positions, "int32")
+        elements = geometry.positions * geometry.output_channels
+        self.epilogue = Epilogue(isa, e, fused, elements)
+        if not geometry.weights_per_image:
+            weight_buffers()
+        self.requantizer = Requantizer(isa, rescale, e, self.padded)
+        self.rescale = rescale
+        self.epilogue.constants()
+        self.y = e.buffer("y", elements, "uint8")
+        self.task_begin, self.task_end = e.scalar("task_begin"), e.scalar("task_end")
+
+    def function(self) -> Any:
+        e, g, tile = self.e, self.geometry, self.tile
+        positions = _position_blocks(g, tile)
+        channel_blocks = g.groups * self.blocks.count
+        with e.loop(self.task_end - self.task_begin, "task", self.task_begin) as t:
+            if tile.channels_outer:
+                block, position = _divmod(e, t, positions)
+            else:
+                position, block = _divmod(e, t, channel_blocks)
+            group, block = _divmod(e, block, self.blocks.count)
+            with e.when(block < self.blocks.full if self.blocks.tail_channels and self.blocks.full else True):
+                if self.blocks.full:
+                    self._channel_block(position, group, block, tile.vectors, tile.vectors * self.lanes)
+            if self.blocks.tail_channels:
+                with e.when(block >= self.blocks.full if self.blocks.full else True):
+                    self._channel_block(position, group, block, self.blocks.tail_vectors, self.blocks.tail_channels)
+        return e.function()
+
+    def _channel_block(self, position: Expr, group: Expr, block: Expr, vectors: int, channels: int) -> None:
+        """All positions of one task for one block of channels."""
+        e, g, tile = self.e, self.geometry, self.tile
+        chunks, line_groups = _chunks(g, tile), _line_groups(g, tile)
+        position, chunk = _divmod(e, position, chunks)
+        image, line_group = _divmod(e, position, line_groups)
+        first_vector = group * self.blocks.total_vectors + block * tile.vectors
+        weights = group * self.group_weights + block * (g.window_quads * tile.vectors * self.vector_elements)
+        lane = first_vector * self.lanes
+        if g.weights_per_image:
+            weights = weights + image * (g.groups * self.group_weights)
+            lane = lane + image * self.padded
+        self.vectors, self.channels = vectors, channels
+        self.weights = e.bind(weights, "int32", "weights")
+        self.lane = e.bind(lane, "int32", "lane")
+        self.scale_lane = e.bind(first_vector * self.lanes, "int32", "scale_lane")
+        line = line_group * tile.lines
+        source = image * g.image_stride + line * g.line_stride + group * g.group_stride
+        target = (image * g.lines + line) * g.pixels
+        channel = group * g.channels + block * (tile.vectors * self.lanes)
+        source, target, channel = (
+            e.bind(v, "int32", n) for v, n in ((source, "source"), (target, "target"), (channel, "channel"))
+        )
+        tail_lines = g.lines % tile.lines
+        if g.lines >= tile.lines:
+            with e.when(line_group < g.lines // tile.lines if tail_lines else True):
+                self._line_group(tile.lines, chunk, source, target, channel)
+        if tail_lines:
+            with e.when(line_group >= g.lines // tile.lines if g.lines >= tile.lines else True):
+                self._line_group(tail_lines, chunk, source, target, channel)
+
+    def _line_group(self, lines: int, chunk: Expr, source: Expr, target: Expr, channel: Expr) -> None:
+        e, g, tile = self.e, self.geometry, self.tile
+        full, rest = divmod(g.pixels, tile.pixels)
+        chunks = _chunks(g, tile)
+        count: Expr | int = (
+            tile.chunk if full % tile.chunk == 0 else tirx.min(constant(tile.chunk), full - chunk * tile.chunk)
+        )
+        if chunks == 1:
+            count = full
+        with e.loop(count, "tile") as i:
+            pixel = (chunk * tile.chunk + i) * tile.pixels
+            self._tile(lines, tile.pixels, source, target, pixel, channel)
+        if rest:
+            with e.when(chunk == chunks - 1 if chunks > 1 else True):
+                self._tile(lines, rest, source, target, constant(full * tile.pixels), channel)
+
+    def _tile(self, lines: int, pixels: int, source: Expr, target: Expr, pixel: Expr, channel: Expr) -> None:
+        e, g, vectors = self.e, self.geometry, self.vectors
+        source = e.bind(source + pixel * g.pixel_stride, "int32", "in")
+        target = e.bind(target + pixel, "int32", "out")
+        offsets = [(i, j) for i in range(lines) for j in range(pixels)]
+        acc = e.registers(len(offsets) * vectors, self.acc_dtype)
+        for v in range(vectors):
+            bias = e.bind(load(self.bias, self.lane + v * self.lanes, self.lanes), self.acc_dtype, "bias")
+            for r in range(len(offsets)):
+                acc[r * vectors + v] = bias
+        self._accumulate(acc, [i * g.line_stride + j * g.pixel_stride for i, j in offsets], source)
+        self._finish(acc, [target + (i * g.pixels + j) for i, j in offsets], channel)
+
+    def _accumulate(self, acc: Registers, offsets: list[int], source: Expr) -> None:
+        """The loop over the window: one quad of every position times one quad of every channel a step."""
+        e, g, isa, vectors, lanes = self.e, self.geometry, self.isa, self.vectors, self.lanes
+        step = vectors * self.vector_elements
+        with e.loop(g.rows[0], "row") as row, e.loop(g.columns[0], "column") as column:
+            tap = row * g.columns[0] + column
+            at = e.bind(source + row * g.rows[1] + column * g.columns[1], "int32", "tap")
+            base = e.bind(self.weights + tap * (g.quads * step), "int32", "base")
+            with e.loop(g.quads, "quad") as quad:
+                weights = []
+                for v in range(vectors):
+                    parts = isa.load_weights(self.w, base + quad * step + v * self.vector_elements, lanes)
+                    weights.append(tuple(self._bind_part(p) for p in parts))
+                for r, offset in enumerate(offsets):
+                    word = bits(load(self.x, at + (quad * 4 + offset), 4), "int32")
+                    quads = bits(splat(word, "int32", lanes), f"uint8x{4 * lanes}")
+                    operand = tuple(self._bind_part(p) for p in isa.operand(quads, lanes))
+                    for v in range(vectors):
+                        acc[r * vectors + v] = isa.dot(acc[r * vectors + v], operand, weights[v], lanes)
+
+    def _bind_part(self, value: Expr) -> Expr:
+        return self.e.bind(value, str(value.ty.dtype))
+
+    def _finish(self, acc: Registers, targets: list[Expr], channel: Expr) -> None:
+        """Requantise, pack, apply the fused operations and store."""
+        e, g, isa, lanes = self.e, self.geometry, self.isa, self.lanes
+        byte_lanes = 4 * lanes
+        scales = [self.requantizer.constants(self.scale_lane + v * lanes, lanes) for v in range(self.vectors)]
+        for unit in pack_units(self.vectors, len(targets)):
+            scaled = []
+            for r, v in unit:
+                value = acc[r * self.vectors + v]
+                if g.row_bias:
+                    value = value + splat(load(self.row_bias, targets[r], 1), "int32", lanes)
+                scaled.append(e.bind(self.requantizer.apply(value, scales[v], lanes), self.acc_dtype))
+            # Missing vectors repeat the last one: their bytes are dropped.
+            packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
+            rows = list(dict.fromkeys(r for r, _ in unit))
+            first = unit[0][1]
+            width = len(unit) // len(rows) * lanes
+            order = [
+                p
+                for k in range(len(rows))
+                for p, (slot, _) in enumerate(isa.pack_order(lanes))
+                if slot // (width // lanes) == k and slot < len(unit)
+            ]
+            order += [order[-1]] * (byte_lanes - len(order))
+            if order != list(range(byte_lanes)):
+                packed = shuffle([packed], order)
+            packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
+            packed = e.bind(packed, f"uint8x{byte_lanes}", "bytes")
+            valid = min(width, self.channels - first * lanes)
+            at = [targets[r] * g.output_channels + (channel + first * lanes) for r in rows]
+            self.epilogue.finish(packed, at, width, valid, self.y)
+
+
+def _divmod(e: Emitter, value: Expr, divisor: int) -> tuple[Expr, Expr]:
+    """Quotient and remainder of a non-negative number."""
+    if divisor == 1:
+        return value, constant(0)
+    quotient = e.bind(tirx.truncdiv(value, constant(divisor)), "int32", "q")
+    return quotient, e.bind(value - quotient * divisor, "int32", "r")

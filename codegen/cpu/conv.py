@@ -1,0 +1,106 @@
+"""Conv2d to kernels: geometry, packed weights, and padding as a cheap copy where the window leaves the image.
+
+The contraction reads each kernel row of a window as one run of bytes, KW * C of them, whenever there is one group
+and no horizontal dilation; an image of 1 or 3 channels then wastes at most three bytes a kernel row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.codegen.cpu.contraction import Geometry, contraction_kernel
+from qcompiler.codegen.cpu.epilogue import fused_ops
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.kernel import Group, Step
+from qcompiler.codegen.cpu.pad import pad_step
+from qcompiler.sim.integer_program import Conv2d, Shape, Tensor, accumulator_bound
+
+Array = npt.NDArray[Any]
+
+
+def conv2d(group: Group, isa: VectorInstructionSet) -> list[Step]:
+    """The steps of a Conv2d and what is fused behind it: a padded copy of the input if needed, then the convolution."""
+    op = group.root
+    assert isinstance(op, Conv2d)
+    x, *others = group.inputs
+    steps: list[Step] = []
+    source, shape = x.name, x.shape
+    if any(op.padding):
+        step, shape = pad_step(isa, x, op.padding, f"{group.output.name}.padded")
+        steps.append(step)
+        source = step.output
+    merged = merge_groups(op, isa)
+    geometry, weights = geometry_of(merged, shape, group.tensors[op.output])
+    kernel = contraction_kernel(
+        "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
+        fused_ops(group),
+    )  # fmt: skip
+    names = (source, *(t.name for t in others))
+    steps.append(Step(kernel, names, group.output.name, group.output.bytes, group.names))
+    return steps
+
+
+def offset_of(x: Tensor, isa: VectorInstructionSet) -> int:
+    """What the stored bytes of a tensor exceed its centred values by: zero point plus storage offset."""
+    assert x.zero_point is not None
+    return x.zero_point + isa.storage_offset
+
+
+def merge_groups(op: Conv2d, isa: VectorInstructionSet) -> Conv2d:
+    """The same convolution with as many narrow groups in one as fill a vector, zeros between their weights.
+
+    A vector computes `lanes` output channels whether a group has that many or not, so the zeros cost nothing.
+    """
+    if op.groups == 1:
+        return op
+    outputs, kh, kw, inputs = op.weight.shape
+    per_group = outputs // op.groups
+    together = max(
+        (m for m in range(1, op.groups + 1) if op.groups % m == 0 and m * per_group <= isa.lanes(4)), default=1
+    )
+    if together == 1:
+        return op
+    weight = np.zeros((op.groups // together, together, per_group, kh, kw, together, inputs), dtype=np.int8)
+    split = op.weight.reshape(op.groups // together, together, per_group, kh, kw, inputs)
+    for m in range(together):
+        weight[:, m, :, :, :, m] = split[:, m]
+    merged = weight.reshape(outputs, kh, kw, together * inputs)
+    return Conv2d(
+        op.name, op.inputs, op.output, merged, op.bias, op.requantize, op.stride, op.dilation, op.padding,
+        op.groups // together,
+    )  # fmt: skip
+
+
+def geometry_of(op: Conv2d, shape: Shape, output: Tensor) -> tuple[Geometry, Array]:
+    """Geometry on the padded input `shape` (N, H, W, C) and weights int8 [groups, channels, window quads, 4]."""
+    n, h, w, c = shape
+    _, oh, ow, o = output.shape
+    kh, kw, inputs = op.weight.shape[1:]
+    channels = o // op.groups
+    weight = op.weight.reshape(op.groups, channels, kh, kw, inputs)
+    if op.groups == 1 and op.dilation[1] == 1:  # the columns of a window row are contiguous in memory
+        weight = weight.reshape(1, channels, kh, 1, kw * inputs)
+    columns, run = weight.shape[3:]
+    quads = -(-run // 4)
+    weight = np.pad(weight, ((0, 0),) * 4 + ((0, 4 * quads - run),))
+    flat = (kh, kw) == (1, 1) and op.stride == (1, 1)
+    geometry = Geometry(
+        images=1 if flat else n,
+        lines=1 if flat else oh,
+        pixels=n * oh * ow if flat else ow,
+        channels=channels,
+        quads=quads,
+        input_bytes=math.prod(shape),
+        image_stride=h * w * c,
+        line_stride=op.stride[0] * w * c,
+        pixel_stride=op.stride[1] * c,
+        rows=(kh, op.dilation[0] * w * c),
+        columns=(columns, op.dilation[1] * c),
+        groups=op.groups,
+        group_stride=inputs,
+    )
+    return geometry, weight.reshape(op.groups, channels, kh * columns * quads, 4)

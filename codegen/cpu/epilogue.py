@@ -1,0 +1,107 @@
+"""Operations fused behind matrix work, applied to packed bytes in registers before they are stored.
+
+Each is the program's own operation on int8 values (nothing is skipped or merged, so no value changes); only the trip
+through memory is saved. A vector holds the same `width` channels of one or more rows, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, load, shuffle, splat
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.kernel import Group
+from qcompiler.sim.integer_program import Add, Operation, Tensor
+
+
+@dataclass(frozen=True)
+class FusedOp:
+    """One operation, hashable. add: the result of `Add` with another tensor of the output's shape.
+
+    The fields are those of `integer_program.Add`, `multiplier_a` belonging to the fused value.
+    """
+
+    kind: Literal["add"]
+    multiplier_a: int = 0
+    multiplier_b: int = 0
+    bias: int = 0
+    shift: int = 0
+    minimum: int = -128
+    maximum: int = 127
+
+
+def fusable(op: Operation, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether matrix work can take this operation, reading its result, into its epilogue."""
+    if not isinstance(op, Add) or op.rounding != "exact_half_up":
+        return False
+    a, b = (tensors[n] for n in op.inputs)
+    return a.shape == b.shape
+
+
+def fused_ops(group: Group) -> tuple[FusedOp, ...]:
+    """What follows the group's root, as template parameters."""
+    out = []
+    previous = group.root.output
+    for op in group.operations[1:]:
+        assert isinstance(op, Add) and fusable(op, group.tensors), op
+        ours, other = op.multiplier_a, op.multiplier_b
+        if op.inputs[0] != previous:
+            ours, other = other, ours
+        out.append(FusedOp("add", ours, other, op.bias, op.shift, op.minimum, op.maximum))
+        previous = op.output
+    return tuple(out)
+
+
+class Epilogue:
+    """Declares the buffers that the fused operations need and emits their code."""
+
+    def __init__(self, isa: VectorInstructionSet, emitter: Emitter, fused: tuple[FusedOp, ...], elements: int) -> None:
+        self._isa, self._e, self._fused = isa, emitter, fused
+        self._operands: list[Buffer] = [
+            emitter.buffer(f"other{i}", elements, "uint8") for i, op in enumerate(fused) if op.kind == "add"
+        ]
+
+    def constants(self) -> None:
+        """Declares the constants; an addition has none beyond its parameters."""
+
+    def finish(self, packed: Expr, at: list[Expr], width: int, valid: int, y: Buffer) -> None:
+        """Apply the operations and store `valid` of the `width` bytes of each row at its index."""
+        lanes = self._isa.lanes(4)
+        count = 4 * lanes
+        operands = iter(self._operands)
+        for op in self._fused:
+            other = self._rows(next(operands), at, width, valid, count)
+            packed = self._isa.rescaled_add(packed, other, op.multiplier_a, op.multiplier_b, op.bias, op.shift, lanes)
+            packed = self._isa.clamp_bytes(packed, op.minimum, op.maximum, count)
+            packed = self._e.bind(packed, f"uint8x{count}", "bytes")
+        for row, index in enumerate(at):
+            for start, length in pieces(valid):
+                first = row * width + start
+                part = packed if length == count else shuffle([packed], range(first, first + length))
+                self._e.store(y, index + start, part, length)
+
+    def _rows(self, buffer: Buffer, at: list[Expr], width: int, valid: int, count: int) -> Expr:
+        """The same positions of another tensor, arranged alike; zeros where nothing is stored."""
+        if len(at) == 1 and valid == count:
+            return self._e.bind(load(buffer, at[0], count), f"uint8x{count}", "other")
+        parts, order = [splat(0, "uint8", count)], [0] * count
+        joined = count
+        for row, index in enumerate(at):
+            for start, length in pieces(valid):
+                parts.append(load(buffer, index + start, length))
+                first = row * width + start
+                order[first : first + length] = range(joined, joined + length)
+                joined += length
+        return self._e.bind(shuffle(parts, order), f"uint8x{count}", "other")
+
+
+def pieces(count: int) -> list[tuple[int, int]]:
+    """(start, length) of power-of-two stretches that make up `count` bytes, longest first."""
+    out, start = [], 0
+    while count - start:
+        length = 1 << ((count - start).bit_length() - 1)
+        out.append((start, length))
+        start += length
+    return out
