@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, ROUNDINGS, Rounding
 

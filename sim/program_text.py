@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.integer_program import OPERATIONS, Array, IntegerProgram, Operation, Requantize, Tensor, check
 

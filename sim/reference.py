@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from qcompiler.sim import numerics
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.float_ops import FLOAT_OPS
