@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,30 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def bench_models(shared: Path) -> Path:
-    """A folder with the benchmark ONNX models (seeded random weights), generated once by shared/bench/make_models.py."""
+    """A folder of benchmark ONNX models (seeded random weights), generated once by shared/bench/make_models.py."""
     folder = ROOT / ".pytest_cache" / "bench_models"
-    if not (folder / "meta.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            [sys.executable, str(shared / "bench" / "make_models.py")],
-            check=True, env={**os.environ, "OUT": str(folder)}, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:  # pytest-xdist: one worker makes them, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "meta.json").exists():
+            subprocess.run(
+                [sys.executable, str(shared / "bench" / "make_models.py")],
+                check=True, env={**os.environ, "OUT": str(folder)}, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="rewrite golden files with what the code gives now")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
+    """``golden(path, text)`` asserts that the file holds the text, or writes it under --update-goldens."""
+
+    def check(path: Path, text: str) -> None:
+        if request.config.getoption("--update-goldens"):
+            path.write_text(text, encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: pytest --update-goldens rewrites it"
+
+    return check
