@@ -1,0 +1,73 @@
+"""CPU targets: what `--target` names, the instruction-set levels in each, and what this machine can run."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
+from qcompiler.sim.errors import TargetError, did_you_mean
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """One `--target` for a CPU.
+
+    levels: instruction sets compiled into the library, best first; the first that the CPU has is chosen at load.
+    architecture: the machine word of `uname -m`. compiler: the C compiler that assembles and links.
+    """
+
+    name: str
+    description: str
+    levels: tuple[VectorInstructionSet, ...]
+    architecture: str = "x86_64"
+    compiler: str = "gcc"
+
+    def supported_here(self) -> bool:
+        """Whether this machine can run the library: its architecture, and at least one of the levels."""
+        return self.architecture == platform.machine() and any(runs_here(level) for level in self.levels)
+
+
+@functools.cache
+def host_cpu_flags() -> frozenset[str]:
+    """The features that the kernel reports for the first CPU ("flags" on x86, "Features" on ARM); empty if unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def runs_here(level: VectorInstructionSet) -> bool:
+    """Whether this CPU reports every feature of the level."""
+    return host_cpu_flags() >= set(level.cpu_flags)
+
+
+CPU_TARGETS: dict[str, CpuTarget] = {
+    target.name: target
+    for target in (
+        CpuTarget(
+            "x86", "x86-64, chosen at load: AVX-512 VNNI, AVX-VNNI or AVX2", (AVX512_VNNI, AVX_VNNI, AVX2)
+        ),
+        CpuTarget("x86:avx512-vnni", "x86-64 with AVX-512 VNNI (Cascade Lake, Zen 4 and later)", (AVX512_VNNI,)),
+        CpuTarget("x86:avx-vnni", "x86-64 with AVX-VNNI (Alder Lake, Zen 5 and later)", (AVX_VNNI,)),
+        CpuTarget("x86:avx2", "x86-64 with AVX2 and FMA (Haswell, Zen and later)", (AVX2,)),
+    )
+}  # fmt: skip
+"""Every CPU target by name."""
+
+
+def cpu_target(name: str) -> CpuTarget:
+    """The target of that name. Raises TargetError with the nearest names for an unknown one."""
+    if name not in CPU_TARGETS:
+        raise TargetError(
+            f"unknown CPU target {name!r}{did_you_mean(name, CPU_TARGETS)}; known: {', '.join(CPU_TARGETS)}"
+        )
+    return CPU_TARGETS[name]
