@@ -59,9 +59,9 @@ def transfer_timing(machine: Machine, source: Space, target: Space, runs: int, r
     if target == Space.main:
         memory = machine.main_memory
         cycles = memory.write_cycles(runs * memory.burst(run_bytes))
-        return Timing(0, cycles, cycles, memory.latency_cycles, 0)
+        return Timing(0, cycles, cycles, memory.latency_cycles, None)
     cycles = runs * ceil_div(run_bytes, machine.activation_memory.bytes_per_cycle)
-    return Timing(0, cycles, cycles, LOCAL_LATENCY, 0)
+    return Timing(0, cycles, cycles, LOCAL_LATENCY, None)
 
 
 def transfer_counts(machine: Machine, source: Space, target: Space, runs: int, run_bytes: int) -> Counts:
