@@ -1,0 +1,304 @@
+"""Local clean-up to one form of everything: the rewrites that need no view beyond an operator and its producers.
+
+x - c and x / c become x + (-c) and x * (1/c); constants stand on the right, single elements as scalars; chains of
+reshapes and of transposes become one or none; a transpose that moves only axes of extent 1 becomes a reshape; a
+quantised constant that is no weight becomes a float one; a transpose in front of a product with constant weights
+goes into the weights; SiLU, GELU and layer normalisation are recognised in their spelled-out forms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax import op as R
+
+from qcompiler.passes.base import Pass
+from qcompiler.passes.graph import attributes_of
+from qcompiler.passes.rewrite import Array, Rewriter, const, constant_value, dtype_of, op_name, shape_of
+
+COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
+BINARY = {*COMMUTATIVE, "subtract", "divide", "power", "mod", "floor_mod"}
+WEIGHTED = {"nn.conv2d", "nn.conv2d_transpose", "matmul"}
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    def run(self, module: tvm.IRModule) -> tvm.IRModule:
+        return _Canonicalize(module).run()
+
+
+class _Canonicalize(Rewriter):
+    def rewrite(self, name: str, call: relax.Call) -> relax.Expr:
+        op = op_name(call)
+        call = self.with_float_constants(call, op)
+        if op in BINARY:
+            return self.binary(name, call, op)
+        if op == "permute_dims":
+            return self.permute(call)
+        if op in ("reshape", "squeeze", "expand_dims", "flatten"):
+            return self.reshape(name, call)
+        if op == "matmul":
+            return self.matmul(name, call)
+        if op == "astype" and dtype_of(call.args[0]) == attributes_of(call)["dtype"]:
+            return call.args[0]
+        return call
+
+    # --------------------------------------------------------------------------------------- constants
+    def with_float_constants(self, call: relax.Call, op: str) -> relax.Call:
+        """Replace operands that dequantise a constant by float constants, where the operator has no weight."""
+        if op in (*WEIGHTED, "reshape", "permute_dims", "quantize", "dequantize"):
+            return call
+        args = list(call.args)
+        for i, arg in enumerate(args):
+            value = self.dequantized_constant(arg)
+            if value is not None:
+                args[i] = const(value)
+        if all(a.same_as(b) for a, b in zip(args, call.args, strict=True)):
+            return call
+        return relax.Call(call.op, args, call.attrs, call.ty_args)
+
+    def dequantized_constant(self, arg: relax.Expr) -> Array | None:
+        source = self.call_of(arg, "dequantize")
+        values = [constant_value(a) for a in source.args] if source is not None else [None]
+        if source is None or any(v is None for v in values):
+            return None
+        q, scale, zero = values
+        axis = attributes_of(source)["axis"] % max(q.ndim, 1)
+        shape = (-1,) + (1,) * (q.ndim - 1 - axis) if scale.size > 1 else ()
+        return (q.astype(np.int32) - zero.reshape(shape).astype(np.int32)).astype(np.float32) * scale.reshape(shape)
+
+    # ------------------------------------------------------------------------------------ element-wise
+    def binary(self, name: str, call: relax.Call, op: str) -> relax.Expr:
+        a, b = call.args
+        if op in COMMUTATIVE and constant_value(a) is not None:
+            a, b = b, a
+        left, right = constant_value(a), constant_value(b)
+        out = np.broadcast_shapes(shape_of(a), shape_of(b))
+        if right is not None and right.dtype == np.float32:
+            if op == "subtract":
+                op, right = "add", -right
+            elif op == "divide" and np.all(right != 0):
+                op, right = "multiply", (1 / right.astype(np.float64)).astype(np.float32)
+            if _is_neutral(op, right) and out == shape_of(a):
+                return a
+            b = self.constant(b, _narrow(right, out, len(shape_of(a))))
+        elif left is not None and left.dtype == np.float32:
+            left = _narrow(left, out, len(shape_of(b)))
+            if op == "subtract":
+                negated = self.emit(R.multiply(b, const(np.float32(-1))), f"{name}.negated")
+                op, a, b = "add", negated, const(left)
+            else:
+                a = self.constant(a, left)
+        if op != op_name(call) or not (a.same_as(call.args[0]) and b.same_as(call.args[1])):
+            call = getattr(R, op)(a, b)
+        return self.silu(call) or self.gelu(call) or self.layer_norm(call) or call
+
+    def constant(self, old: relax.Expr, value: Array) -> relax.Expr:
+        """`old` if it already holds `value`, which has at most its elements."""
+        current = constant_value(old)
+        same = current is not None and current.shape == value.shape and np.array_equal(current, value)
+        return old if same else const(value)
+
+    # ----------------------------------------------------------------------------------- data movement
+    def permute(self, call: relax.Call) -> relax.Expr:
+        x = call.args[0]
+        shape = shape_of(x)
+        axes = [int(i) % len(shape) for i in attributes_of(call).get("axes") or reversed(range(len(shape)))]
+        inner = self.call_of(x, "permute_dims")
+        if inner is not None:
+            first = [int(i) for i in attributes_of(inner)["axes"]]
+            x, axes = inner.args[0], [first[i] for i in axes]
+            shape = shape_of(x)
+        if axes == list(range(len(shape))):
+            return x
+        wide = [i for i in axes if shape[i] != 1]
+        if wide == sorted(wide):
+            return self.reshaped(x, tuple(shape[i] for i in axes))
+        source, value = self.quantized_constant(x)
+        if source is not None:
+            axis = attributes_of(source)["axis"] % value.ndim
+            return R.dequantize(const(value.transpose(axes)), source.args[1], source.args[2], axis=axes.index(axis))
+        return R.permute_dims(x, axes)
+
+    def reshape(self, name: str, call: relax.Call) -> relax.Expr:
+        return self.reshaped(call.args[0], shape_of(self._infer.normalize(call)), keep=name in self.output_names)
+
+    def reshaped(self, x: relax.Expr, shape: tuple[int, ...], keep: bool = False) -> relax.Expr:
+        inner = self.call_of(x, "reshape")
+        if inner is not None:
+            x = inner.args[0]
+        if shape_of(x) == shape and not keep:
+            return x
+        source, value = self.quantized_constant(x)
+        if source is not None and constant_value(source.args[1]).size == 1:
+            return R.dequantize(const(value.reshape(shape)), source.args[1], source.args[2], axis=-1)
+        if source is not None:
+            # A vector of scales stays with its axis if the elements of that axis stay together.
+            axis = attributes_of(source)["axis"] % value.ndim
+            for new in range(len(shape)):
+                before = math.prod(shape[:new]) == math.prod(value.shape[:axis])
+                if before and shape[new] == value.shape[axis]:
+                    return R.dequantize(const(value.reshape(shape)), source.args[1], source.args[2], axis=new)
+        return R.reshape(x, shape)
+
+    def quantized_constant(self, x: relax.Expr) -> tuple[relax.Call | None, Array]:
+        """The dequantize of a constant that computes x, and that constant."""
+        source = self.call_of(x, "dequantize")
+        value = constant_value(source.args[0]) if source is not None else None
+        return (None, np.zeros(0)) if value is None else (source, value)
+
+    # --------------------------------------------------------------------------------- matrix products
+    def matmul(self, name: str, call: relax.Call) -> relax.Expr:
+        a, b = call.args
+        weight = constant_value(a)
+        if weight is not None and weight.ndim == 2 and constant_value(b) is None and len(shape_of(b)) >= 2:
+            # W x = (x^T W^T)^T: the constant on the right.
+            swap = [*range(len(shape_of(b)) - 2), len(shape_of(b)) - 1, len(shape_of(b)) - 2]
+            turned = self.emit(R.permute_dims(b, swap), f"{name}.transposed")
+            return R.permute_dims(self.emit(R.matmul(turned, const(weight.T)), f"{name}.product"), swap)
+        return self.without_transpose(call)
+
+    def without_transpose(self, call: relax.Call) -> relax.Expr:
+        """matmul(flatten(transpose(x)), W) as matmul(flatten(x), W with its rows in the other order)."""
+        chain: list[tuple[relax.Var, relax.Call]] = []  # quantise and dequantise steps in between
+        x = call.args[0]
+        while (step := self.call_of(x, "quantize", "dequantize")) is not None and self.only_use(x):
+            if constant_value(step.args[1]).size > 1:
+                return call
+            chain.append((x, step))
+            x = step.args[0]
+        flat = self.call_of(x, "reshape")
+        moved = self.call_of(flat.args[0], "permute_dims") if flat is not None else None
+        if flat is None or moved is None or not (self.only_use(x) and self.only_use(flat.args[0])):
+            return call
+        source, weight = self.quantized_constant(call.args[1])
+        if source is None:
+            weight = constant_value(call.args[1])
+        shape = shape_of(flat.args[0])
+        rows = math.prod(shape[1:])
+        axes = [int(i) for i in attributes_of(moved)["axes"]]
+        if weight is None or axes[0] != 0 or weight.shape[0] != rows or shape_of(x) != (shape[0], rows):
+            return call
+        if source is not None and constant_value(source.args[1]).size > 1 and attributes_of(source)["axis"] % 2 == 0:
+            return call
+        back = np.argsort(axes[1:]).tolist()
+        new = weight.reshape(*shape[1:], -1).transpose(*back, len(back)).reshape(weight.shape)
+        right: relax.Expr = const(new)
+        if source is not None:
+            requantised = R.dequantize(right, source.args[1], source.args[2], axis=attributes_of(source)["axis"])
+            right = self.emit(requantised, str(call.args[1].name), exact=True)
+        left = self.emit(R.reshape(moved.args[0], shape_of(x)), str(x.name), exact=True)
+        for var, step in reversed(chain):
+            left = self.emit(relax.Call(step.op, [left, *step.args[1:]], step.attrs), str(var.name), exact=True)
+        return R.matmul(left, right)
+
+    # ------------------------------------------------------------------------------------- recognition
+    def silu(self, call: relax.Call) -> relax.Expr | None:
+        """x * sigmoid(x)."""
+        if op_name(call) != "multiply":
+            return None
+        for x, gate in (call.args, list(call.args)[::-1]):
+            sigmoid = self.call_of(gate, "sigmoid")
+            if sigmoid is not None and sigmoid.args[0].same_as(x):
+                return R.nn.silu(x)
+        return None
+
+    def gelu(self, call: relax.Call) -> relax.Expr | None:
+        """x * (1 + erf(x / sqrt 2)) * 0.5, the factors in any order."""
+        if op_name(call) != "multiply":
+            return None
+        factors, scale = self.factors(call)
+        if len(factors) != 2:
+            return None
+        for x, gate in (factors, factors[::-1]):
+            total = self.call_of(gate, "add")
+            if total is None or _scalar(total.args[1]) is None:
+                continue
+            erf = self.call_of(total.args[0], "erf")
+            inner = self.call_of(erf.args[0], "multiply") if erf is not None else None
+            if inner is None or not inner.args[0].same_as(x) or _scalar(inner.args[1]) is None:
+                continue
+            # c * x * (b + erf) with b = 1, c = 1/2 up to rounding of the constants in the file.
+            if np.allclose(
+                [scale, _scalar(total.args[1]), _scalar(inner.args[1])], [0.5, 1, math.sqrt(0.5)], rtol=1e-3
+            ):
+                return R.nn.gelu(x)
+        return None
+
+    def factors(self, call: relax.Call) -> tuple[list[relax.Expr], float]:
+        """A product of products as its variable factors and the product of its scalars."""
+        found: list[relax.Expr] = []
+        scale = 1.0
+        pending = list(call.args)
+        while pending:
+            factor = pending.pop()
+            inner = self.call_of(factor, "multiply")
+            value = _scalar(factor)
+            if value is not None:
+                scale *= value
+            elif inner is not None and self.only_use(factor):
+                pending += list(inner.args)
+            else:
+                found.append(factor)
+        return found, scale
+
+    def layer_norm(self, call: relax.Call) -> relax.Expr | None:
+        """(x - mean) / sqrt(mean (x - mean)^2 + epsilon) * gain + bias over the last axis."""
+        if op_name(call) != "add":
+            return None
+        bias = constant_value(call.args[1])
+        scaled = self.call_of(call.args[0], "multiply")
+        gain = constant_value(scaled.args[1]) if scaled is not None else None
+        normal = self.call_of(scaled.args[0], "divide") if scaled is not None else None
+        if bias is None or gain is None or normal is None:
+            return None
+        centred, deviation = normal.args
+        root = self.call_of(deviation, "sqrt")
+        stable = self.call_of(root.args[0], "add") if root is not None else None
+        epsilon = _scalar(stable.args[1]) if stable is not None else None
+        variance = self.call_of(stable.args[0], "mean") if stable is not None else None
+        square = self.call_of(variance.args[0], "square", "multiply") if variance is not None else None
+        difference = self.call_of(centred, "subtract")
+        mean = self.call_of(difference.args[1], "mean") if difference is not None else None
+        if epsilon is None or variance is None or square is None or difference is None or mean is None:
+            return None
+        x = difference.args[0]
+        rank = len(shape_of(x))
+        same = mean.args[0].same_as(x) and all(a.same_as(centred) for a in square.args)
+        over_last = all(
+            [int(i) % rank for i in attributes_of(m).get("axis", ())] == [rank - 1] and attributes_of(m)["keepdims"]
+            for m in (mean, variance)
+        )
+        vectors = gain.shape == bias.shape == (shape_of(x)[-1],)
+        if not (same and over_last and vectors):
+            return None
+        return R.nn.layer_norm(x, const(gain), const(bias), axes=[-1], epsilon=epsilon)
+
+
+def _scalar(expr: relax.Expr) -> float | None:
+    value = constant_value(expr)
+    return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+
+def _is_neutral(op: str, value: Array) -> bool:
+    return (op == "add" and not np.any(value)) or (op in ("multiply", "power") and bool(np.all(value == 1)))
+
+
+def _narrow(value: Array, out: tuple[int, ...], rank: int) -> Array:
+    """A broadcast constant without the repetition it holds: a scalar if all elements are one, no leading ones.
+
+    rank: of the other operand, which alone must then give the result's rank.
+    """
+    if value.ndim > rank or value.shape == out != ():
+        first = value.reshape(-1)[0] if value.size else 0
+        if value.ndim > rank or value.size == 0 or not np.all(value == first):
+            return value
+        return np.asarray(first)
+    if value.size == 1:
+        return value.reshape(())
+    wide = next(i for i, d in enumerate(value.shape) if d != 1)
+    return value.reshape(value.shape[wide:])
