@@ -13,6 +13,7 @@ come out in channel order; biases and scales use the same lane order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,27 +36,32 @@ Array = npt.NDArray[Any]
 class Geometry:
     """Where everything lies. All strides count bytes; one byte is one stored int8.
 
-    images x lines x pixels: the output positions. rows, columns: (count, input stride) of kernel rows and columns;
-    quads: contiguous quads under one kernel row and column. groups: independent channel groups, `channels` outputs
-    each, their inputs `group_stride` apart. weights_per_image: each image has weights and biases of its own.
-    row_bias: an int32 for every output position is added to its accumulators.
+    images x lines x pixels: the output positions. image_axes: (extent, input stride, weight stride) of the axes that
+    number the images; weight strides count copies of the weights and are zero for constant ones. rows, columns:
+    (count, input stride) of kernel rows and columns; quads: contiguous quads under one kernel row and column.
+    groups: independent channel groups, `channels` outputs each, their inputs `group_stride` apart. weight_copies:
+    zero for constant weights; otherwise weights and biases are inputs, packed at run time in blocks of whole
+    tiles. row_bias: an int32 for every input line of `pixel_stride` bytes is added to the accumulators of its output.
     """
 
-    images: int
+    image_axes: tuple[tuple[int, int, int], ...]
     lines: int
     pixels: int
     channels: int
     quads: int
     input_bytes: int
-    image_stride: int
     line_stride: int
     pixel_stride: int
     rows: tuple[int, int] = (1, 0)
     columns: tuple[int, int] = (1, 0)
     groups: int = 1
     group_stride: int = 0
-    weights_per_image: bool = False
+    weight_copies: int = 0
     row_bias: bool = False
+
+    @property
+    def images(self) -> int:
+        return math.prod(extent for extent, _, _ in self.image_axes)
 
     @property
     def window_quads(self) -> int:
@@ -87,19 +93,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the channels of one group fall into blocks of `vectors` vectors; the last block may be smaller."""
+    """How the channels of one group fall into blocks of `vectors` vectors.
+
+    The last block may hold fewer channels, and then fewer vectors unless the blocks are to be whole.
+    """
 
     lanes: int
     channels: int
     vectors: int
+    whole: bool = False
 
     @property
     def total_vectors(self) -> int:
-        return -(-self.channels // self.lanes)
+        return self.full * self.vectors + self.tail_vectors
 
     @property
     def full(self) -> int:
-        return self.total_vectors // self.vectors if self.tail_channels == 0 else self.channels // self._width
+        return self.channels // self._width
 
     @property
     def _width(self) -> int:
@@ -111,6 +121,8 @@ class Blocks:
 
     @property
     def tail_vectors(self) -> int:
+        if self.whole and self.tail_channels:
+            return self.vectors
         return -(-self.tail_channels // self.lanes)
 
     @property
@@ -172,8 +184,12 @@ def pack_weights(isa: VectorInstructionSet, weights: Array, blocks: Blocks) -> A
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
+def blocks_of(geometry: Geometry, vectors: int, lanes: int) -> Blocks:
+    return Blocks(lanes, geometry.channels, vectors, whole=geometry.weight_copies > 0)
+
+
 def task_count(geometry: Geometry, tile: Tile, lanes: int) -> int:
-    blocks = Blocks(lanes, geometry.channels, tile.vectors)
+    blocks = blocks_of(geometry, tile.vectors, lanes)
     return geometry.groups * blocks.count * _position_blocks(geometry, tile)
 
 
@@ -190,7 +206,7 @@ def _position_blocks(geometry: Geometry, tile: Tile) -> int:
 
 
 def contraction_kernel(
-    name: str, isa: VectorInstructionSet, geometry: Geometry, weights: Array, bias: Array, offset: int,
+    name: str, isa: VectorInstructionSet, geometry: Geometry, tile: Tile, weights: Array, bias: Array, offset: int,
     requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
 ) -> Kernel:  # fmt: skip
     """The kernel for constant weights.
@@ -198,34 +214,32 @@ def contraction_kernel(
     weights: int8 [groups, channels, window quads, 4]; bias: int32 [groups * channels]; offset: what stored input
     bytes exceed centred values by, taken out of the bias; bound: largest |accumulator| of each channel.
     """
-    from qcompiler.codegen.cpu.tiles import choose_tile  # the cost model builds on this module's geometry
-
-    tile = choose_tile(isa, geometry)
-    blocks = Blocks(isa.lanes(4), geometry.channels, tile.vectors)
-    one = channel_order(isa, blocks)
-    starts = np.arange(geometry.groups)[:, None] * geometry.channels
-    order = np.where(one < 0, -1, one + starts).ravel()
+    blocks = blocks_of(geometry, tile.vectors, isa.lanes(4))
+    order = lane_order(isa, geometry, blocks)
     sums = weights.astype(np.int64).sum(axis=(2, 3)).ravel()
     corrected = (bias.astype(np.int64) - offset * sums)[np.maximum(order, 0)]
     # Accumulators wrap modulo 2**32; only their final value, which the program bounds, has to fit.
     lane_bias = np.where(order < 0, 0, corrected).astype(np.int32)
     rescale = rescale_of(requantize, bound)
     scales = rescale_constants(requantize, rescale, geometry.output_channels, order)
-    return Kernel(
-        name,
-        contraction,
-        {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused},
-        task_count(geometry, tile, isa.lanes(4)),
-        (pack_weights(isa, weights, blocks), lane_bias, *scales),
-    )
+    constants = (pack_weights(isa, weights, blocks), lane_bias, *scales)
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
+    return Kernel(name, contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
+
+
+def lane_order(isa: VectorInstructionSet, geometry: Geometry, blocks: Blocks) -> npt.NDArray[np.int64]:
+    """The output channel of every lane of all groups in kernel order, -1 for padding lanes."""
+    one = channel_order(isa, blocks)
+    starts = np.arange(geometry.groups)[:, None] * geometry.channels
+    return np.where(one < 0, -1, one + starts).ravel()
 
 
 def contraction(
     isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...] = ()
 ) -> Any:
-    """The PrimFunc. Buffers: x, [packed weights, bias if weights_per_image], [row bias], the fused operations'
+    """The PrimFunc. Buffers: x, packed weights and bias if they are not constant, row bias if there is one, the fused
 
-    second operands; constants: [packed weights, bias], scales, the fused operations' tables; the output.
+    operations' second operands; constants: packed weights and bias, scales, the fused operations' own; the output.
     """
     return _Writer(isa, geometry, tile, rescale, fused).function()
 
@@ -237,27 +251,27 @@ class _Writer:
         self.isa, self.geometry, self.tile = isa, geometry, tile
         self.lanes = isa.lanes(4)
         self.acc_dtype = f"int32x{self.lanes}"
-        self.blocks = Blocks(self.lanes, geometry.channels, tile.vectors)
+        self.blocks = blocks_of(geometry, tile.vectors, self.lanes)
         self.e = e = Emitter()
         self.padded = geometry.groups * self.blocks.total_vectors * self.lanes
         self.vector_elements = 4 * self.lanes
         # In elements of the weight buffer: one group's channels over the whole window.
         self.group_weights = geometry.window_quads * self.blocks.total_vectors * self.vector_elements
         weights = geometry.groups * self.group_weights
-        copies = geometry.images if geometry.weights_per_image else 1
+        copies = max(geometry.weight_copies, 1)
 
         def weight_buffers() -> None:
             self.w = e.buffer("w", weights * copies, isa.weight_dtype)
             self.bias = e.buffer("bias", self.padded * copies, "int32")
 
         self.x = e.buffer("x", geometry.input_bytes, "uint8")
-        if geometry.weights_per_image:
+        if geometry.weight_copies:
             weight_buffers()
         if geometry.row_bias:
-            self.row_bias = e.buffer("row_bias", geometry.positions, "int32")
+            self.row_bias = e.buffer("row_bias", geometry.input_bytes // geometry.pixel_stride, "int32")
         elements = geometry.positions * geometry.output_channels
         self.epilogue = Epilogue(isa, e, fused, elements)
-        if not geometry.weights_per_image:
+        if not geometry.weight_copies:
             weight_buffers()
         self.requantizer = Requantizer(isa, rescale, e, self.padded)
         self.rescale = rescale
@@ -292,15 +306,16 @@ class _Writer:
         first_vector = group * self.blocks.total_vectors + block * tile.vectors
         weights = group * self.group_weights + block * (g.window_quads * tile.vectors * self.vector_elements)
         lane = first_vector * self.lanes
-        if g.weights_per_image:
-            weights = weights + image * (g.groups * self.group_weights)
-            lane = lane + image * self.padded
+        image_source, copy = self._image(image)
+        if g.weight_copies > 1:
+            weights = weights + copy * (g.groups * self.group_weights)
+            lane = lane + copy * self.padded
         self.vectors, self.channels = vectors, channels
         self.weights = e.bind(weights, "int32", "weights")
         self.lane = e.bind(lane, "int32", "lane")
         self.scale_lane = e.bind(first_vector * self.lanes, "int32", "scale_lane")
         line = line_group * tile.lines
-        source = image * g.image_stride + line * g.line_stride + group * g.group_stride
+        source = image_source + line * g.line_stride + group * g.group_stride
         target = (image * g.lines + line) * g.pixels
         channel = group * g.channels + block * (tile.vectors * self.lanes)
         source, target, channel = (
@@ -313,6 +328,14 @@ class _Writer:
         if tail_lines:
             with e.when(line_group >= g.lines // tile.lines if g.lines >= tile.lines else True):
                 self._line_group(tail_lines, chunk, source, target, channel)
+
+    def _image(self, image: Expr) -> tuple[Expr, Expr]:
+        """The first input byte of an image and which copy of the weights it takes."""
+        source, copy = constant(0), constant(0)
+        for extent, source_stride, copy_stride in reversed(self.geometry.image_axes):
+            image, index = _divmod(self.e, image, extent)
+            source, copy = source + index * source_stride, copy + index * copy_stride
+        return source, copy
 
     def _line_group(self, lines: int, chunk: Expr, source: Expr, target: Expr, channel: Expr) -> None:
         e, g, tile = self.e, self.geometry, self.tile
@@ -341,6 +364,12 @@ class _Writer:
             for r in range(len(offsets)):
                 acc[r * vectors + v] = bias
         self._accumulate(acc, [i * g.line_stride + j * g.pixel_stride for i, j in offsets], source)
+        if g.row_bias:
+            first = e.bind(tirx.truncdiv(source, constant(g.pixel_stride)), "int32", "line")
+            for r in range(len(offsets)):
+                addend = e.bind(splat(load(self.row_bias, first + r, 1), "int32", self.lanes), self.acc_dtype)
+                for v in range(vectors):
+                    acc[r * vectors + v] = acc[r * vectors + v] + addend
         self._finish(acc, [target + (i * g.pixels + j) for i, j in offsets], channel)
 
     def _accumulate(self, acc: Registers, offsets: list[int], source: Expr) -> None:
@@ -368,16 +397,14 @@ class _Writer:
 
     def _finish(self, acc: Registers, targets: list[Expr], channel: Expr) -> None:
         """Requantise, pack, apply the fused operations and store."""
-        e, g, isa, lanes = self.e, self.geometry, self.isa, self.lanes
+        e, isa, lanes = self.e, self.isa, self.lanes
         byte_lanes = 4 * lanes
         scales = [self.requantizer.constants(self.scale_lane + v * lanes, lanes) for v in range(self.vectors)]
         for unit in pack_units(self.vectors, len(targets)):
             scaled = []
             for r, v in unit:
-                value = acc[r * self.vectors + v]
-                if g.row_bias:
-                    value = value + splat(load(self.row_bias, targets[r], 1), "int32", lanes)
-                scaled.append(e.bind(self.requantizer.apply(value, scales[v], lanes), self.acc_dtype))
+                value = self.requantizer.apply(acc[r * self.vectors + v], scales[v], lanes)
+                scaled.append(e.bind(value, self.acc_dtype))
             # Missing vectors repeat the last one: their bytes are dropped.
             packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
             rows = list(dict.fromkeys(r for r, _ in unit))
@@ -395,7 +422,7 @@ class _Writer:
             packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
             packed = e.bind(packed, f"uint8x{byte_lanes}", "bytes")
             valid = min(width, self.channels - first * lanes)
-            at = [targets[r] * g.output_channels + (channel + first * lanes) for r in rows]
+            at = [targets[r] * self.geometry.output_channels + (channel + first * lanes) for r in rows]
             self.epilogue.finish(packed, at, width, valid, self.y)
 
 

@@ -17,6 +17,7 @@ from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
 from qcompiler.codegen.cpu.pad import pad_step
+from qcompiler.codegen.cpu.tiles import choose_tile
 from qcompiler.sim.integer_program import Conv2d, Shape, Tensor, accumulator_bound
 
 Array = npt.NDArray[Any]
@@ -35,8 +36,9 @@ def conv2d(group: Group, isa: VectorInstructionSet) -> list[Step]:
         source = step.output
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.tensors[op.output])
+    tile = choose_tile(isa, geometry)
     kernel = contraction_kernel(
-        "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
+        "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
         fused_ops(group),
     )  # fmt: skip
     names = (source, *(t.name for t in others))
@@ -89,13 +91,12 @@ def geometry_of(op: Conv2d, shape: Shape, output: Tensor) -> tuple[Geometry, Arr
     weight = np.pad(weight, ((0, 0),) * 4 + ((0, 4 * quads - run),))
     flat = (kh, kw) == (1, 1) and op.stride == (1, 1)
     geometry = Geometry(
-        images=1 if flat else n,
+        image_axes=((1 if flat else n, h * w * c, 0),),
         lines=1 if flat else oh,
         pixels=n * oh * ow if flat else ow,
         channels=channels,
         quads=quads,
         input_bytes=math.prod(shape),
-        image_stride=h * w * c,
         line_stride=op.stride[0] * w * c,
         pixel_stride=op.stride[1] * c,
         rows=(kh, op.dilation[0] * w * c),

@@ -1,4 +1,4 @@
-"""Dense and MatMul to kernels."""
+"""Dense and MatMul to kernels: one line of M pixels with K bytes each, weights constant or packed at run time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import math
 
 import numpy as np
 
-from qcompiler.codegen.cpu.contraction import Geometry, contraction_kernel
+from qcompiler.codegen.cpu.contraction import (
+    Geometry,
+    blocks_of,
+    contraction,
+    contraction_kernel,
+    lane_order,
+    task_count,
+)
 from qcompiler.codegen.cpu.conv import offset_of
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
-from qcompiler.codegen.cpu.kernel import Group, Step
-from qcompiler.sim.integer_program import Dense, accumulator_bound
+from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
+from qcompiler.codegen.cpu.operand_packing import VECTORS, column_bias, pack_right, row_bias
+from qcompiler.codegen.cpu.requantize import rescale_constants, rescale_of
+from qcompiler.codegen.cpu.tiles import choose_tile
+from qcompiler.sim.integer_program import Dense, MatMul, Shape, accumulator_bound
 
 
 def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
-    """A fully connected layer: one line of M pixels with K bytes each."""
+    """The step of a fully connected layer and what is fused behind it."""
     op = group.root
     assert isinstance(op, Dense)
     x = group.inputs[0]
@@ -23,12 +33,74 @@ def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
     m = math.prod(x.shape[:-1])
     quads = -(-k // 4)
     weights = np.pad(op.weight, ((0, 0), (0, 4 * quads - k))).reshape(1, n, quads, 4)
-    geometry = Geometry(
-        images=1, lines=1, pixels=m, channels=n, quads=quads, input_bytes=m * k,
-        image_stride=m * k, line_stride=m * k, pixel_stride=k,
-    )  # fmt: skip
+    geometry = _lines((), m, n, k)
     kernel = contraction_kernel(
-        "dense", isa, geometry, weights, op.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
-        fused_ops(group),
+        "dense", isa, geometry, choose_tile(isa, geometry), weights, op.bias, offset_of(x, isa), op.requantize,
+        accumulator_bound(op), fused_ops(group),
     )  # fmt: skip
     return [group.step(kernel)]
+
+
+def _lines(
+    image_axes: tuple[tuple[int, int, int], ...], m: int, n: int, k: int, x_images: int = 1, copies: int = 0,
+    row_bias: bool = False,
+) -> Geometry:  # fmt: skip
+    return Geometry(
+        image_axes=image_axes, lines=1, pixels=m, channels=n, quads=-(-k // 4), input_bytes=x_images * m * k,
+        line_stride=m * k, pixel_stride=k, weight_copies=copies, row_bias=row_bias,
+    )  # fmt: skip
+
+
+def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
+    """The steps of a product of two activations.
+
+    With stored bytes a' = a + 128 and offset o = zero_a + 128, ``sum (a - zero_a)(b - zero_b)`` is
+    ``sum a'b - o * sum b + K * o * zero_b - zero_b * sum a'``: b is packed as weights, the second and third terms
+    are its columns' bias, the last one is a bias of a's rows, left out where zero_b is zero.
+    """
+    op = group.root
+    assert isinstance(op, MatMul)
+    a, b, *others = group.inputs
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m, k = a.shape[-2:]
+    n = b.shape[-2] if op.transpose_b else b.shape[-1]
+    assert b.zero_point is not None
+    copies = math.prod(b.shape[:-2])
+    x_images = math.prod(a.shape[:-2])
+    axes = tuple(zip(lead, _strides(a.shape[:-2], lead, m * k), _strides(b.shape[:-2], lead, 1), strict=True))
+    geometry = _lines(axes, m, n, k, x_images, copies, row_bias=b.zero_point != 0)
+    tile = choose_tile(isa, geometry)
+    blocks = blocks_of(geometry, tile.vectors, isa.lanes(4))
+    assert tile.vectors == VECTORS
+    name, offset = group.output.name, offset_of(a, isa)
+    packed, bias = f"{name}.packed", f"{name}.bias"
+    all_blocks, lanes = copies * blocks.count, copies * blocks.total_vectors * isa.lanes(4)
+    packing = Kernel("pack_right", pack_right, dict(copies=copies, n=n, k=k, transposed=op.transpose_b), all_blocks)
+    correction = dict(quads=geometry.quads, factor=-offset, addend=k * offset * b.zero_point)
+    summing = Kernel("column_bias", column_bias, dict(blocks=all_blocks, **correction), all_blocks)
+    weight_bytes = lanes * geometry.quads * 4 * np.dtype(isa.weight_dtype).itemsize
+    steps = [Step(packing, (b.name,), packed, weight_bytes), Step(summing, (packed,), bias, 4 * lanes)]
+    sources = [a.name, packed, bias]
+    if geometry.row_bias:
+        rows = x_images * m
+        ones = isa.arrange_weights(np.ones((isa.lanes(4), 4), dtype=np.int8))
+        kernel = Kernel("row_bias", row_bias, dict(rows=rows, k=k, factor=-b.zero_point), rows, (ones,))
+        steps.append(Step(kernel, (a.name,), f"{name}.row_bias", 4 * rows))
+        sources.append(steps[-1].output)
+    rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64))
+    constants = rescale_constants(op.requantize, rescale, n, lane_order(isa, geometry, blocks))
+    fused = fused_ops(group)
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
+    kernel = Kernel("matmul", contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
+    names = (*sources, *(t.name for t in others))
+    steps.append(Step(kernel, names, name, group.output.bytes, group.names))
+    return steps
+
+
+def _strides(shape: Shape, lead: Shape, unit: int) -> list[int]:
+    """Strides of the leading axes for an operand of leading `shape`, broadcast to `lead`; unit: the innermost's."""
+    strides, stride = [], unit
+    for extent in reversed((1,) * (len(lead) - len(shape)) + tuple(shape)):
+        strides.append(0 if extent == 1 else stride)
+        stride *= extent
+    return strides[::-1]

@@ -9,8 +9,9 @@ run as smaller tiles, whose poor efficiency the model sees too.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
-from qcompiler.codegen.cpu.contraction import Blocks, Geometry, Tile
+from qcompiler.codegen.cpu.contraction import Geometry, Tile, blocks_of
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 
 LOADS_PER_CYCLE = 2.0
@@ -43,7 +44,7 @@ def _parts(total: int, tile: int) -> list[tuple[int, int]]:
 
 def cycles(isa: VectorInstructionSet, geometry: Geometry, lines: int, pixels: int, vectors: int) -> float:
     """Modelled cycles of the whole kernel on one thread."""
-    blocks = Blocks(isa.lanes(4), geometry.channels, vectors)
+    blocks = blocks_of(geometry, vectors, isa.lanes(4))
     per_position = 0.0
     for line_count, line in _parts(geometry.lines, lines):
         for pixel_count, pixel in _parts(geometry.pixels, pixels):
@@ -63,10 +64,14 @@ def fits(isa: VectorInstructionSet, positions: int, vectors: int) -> bool:
 @functools.cache
 def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
     """The cheapest tile by the model; ties go to fewer lines and wider pixels, then to fewer vectors."""
-    most_vectors = min(-(-geometry.channels // isa.lanes(4)), 8 if geometry.lines * geometry.pixels == 1 else 4)
+    if geometry.weight_copies:
+        widths: Iterable[int] = (4,)  # what packing at run time makes
+    else:
+        most = 8 if geometry.lines * geometry.pixels == 1 else 4
+        widths = range(1, min(-(-geometry.channels // isa.lanes(4)), most) + 1)
     candidates = [
         (cycles(isa, geometry, lines, pixels, vectors), lines, -pixels, vectors)
-        for vectors in range(1, most_vectors + 1)
+        for vectors in widths
         for lines in range(1, min(geometry.lines, 4) + 1)
         for pixels in range(1, min(geometry.pixels, isa.registers) + 1)
         if fits(isa, lines * pixels, vectors) and (lines == 1 or pixels == geometry.pixels)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, splat, vector_type
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, shuffle, splat, vector_type
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 
 Array = npt.NDArray[Any]
@@ -100,6 +100,15 @@ class VectorInstructionSet(InstructionSet):
 
         quad of the byte that `pack` puts back to where it came from: ``pack(interleave(x))`` keeps the order.
         """
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def transpose_words(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
+        """`lanes` rows of four 32-bit words (16 bytes each) to four vectors: word j of every row, in row order."""
+        order = [[16 * r + 4 * j + i for r in range(lanes) for i in range(4)] for j in range(4)]
+        return [shuffle(rows, o) for o in order]
+
+    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
+        """Stored activation quads as arranged weights: (vector, element type, elements), to be stored in turn."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     # ------------------------------------------------------------------------------------- fused steps

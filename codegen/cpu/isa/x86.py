@@ -55,6 +55,14 @@ class X86(VectorInstructionSet):
         pairs = [[_unpack(rows[i], rows[i + 1], 1, high, count) for i in (0, 2)] for high in (False, True)]
         return [_unpack(p[0], p[1], 2, high, count) for p in pairs for high in (False, True)]
 
+    def transpose_words(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
+        # Vector j joins rows j, 4 + j, 8 + j, ...: then a 4x4 transpose inside each 128-bit block.
+        count = 4 * lanes
+        joined = [shuffle([rows[block + j] for block in range(0, lanes, 4)], range(count)) for j in range(4)]
+        low = [_unpack(joined[0], joined[1], 4, high, count) for high in (False, True)]
+        high = [_unpack(joined[2], joined[3], 4, high, count) for high in (False, True)]
+        return [_unpack(low[i], high[i], 8, half, count) for i in (0, 1) for half in (False, True)]
+
     # Byte tables by PSHUFB, which looks up 16 entries: 16 look-ups of differences, added by XOR. PSHUFB yields zero
     # where the index is negative as a signed byte, so look-up k, of x - 16k, contributes for 0 <= x - 16k < 128:
     # for x >> 4 in k..k+7. The first eight subtractions wrap (x >= 128 must come back below 128), the later ones
@@ -135,6 +143,12 @@ class Avx2(X86):
         odd = tirx.shift_right(words, splat(8, "uint16", 2 * lanes))
         return tuple(bits(v, f"int16x{2 * lanes}") for v in (even, odd))
 
+    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
+        words = bits(tirx.bitwise_xor(quads, splat(128, "uint8", 4 * lanes)), f"int16x{2 * lanes}")
+        eight = splat(8, "int16", 2 * lanes)
+        even = tirx.shift_right(tirx.shift_left(words, eight), eight)
+        return [(even, "int16", 2 * lanes), (tirx.shift_right(words, eight), "int16", 2 * lanes)]
+
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         for a, w in zip(operand, weights, strict=True):
             acc = acc + self.multiply_pairs(a, w, lanes)
@@ -146,6 +160,10 @@ class Vnni(X86):
     """VPDPBUSD: unsigned by signed bytes, four products a lane, no saturation."""
 
     _DOT = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+
+    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
+        signed = bits(tirx.bitwise_xor(quads, splat(128, "uint8", 4 * lanes)), f"int8x{4 * lanes}")
+        return [(signed, "int8", 4 * lanes)]
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         return intrinsic(self._DOT[lanes], f"int32x{lanes}", acc, operand[0], weights[0])
