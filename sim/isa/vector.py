@@ -57,7 +57,8 @@ class Requantize(Requantized):
     ``add_address + y*add_row_pitch + x*add_pixel_pitch + n``; q goes to
     ``out_address + y*out_row_pitch + x*out_pixel_pitch + n``.
     Timing: out_h*out_w*ceil(width/L) cycles, plus ceil(256/L) to load the table.
-    Counts: accumulators read; one requantisation (look-up, add: vector operation) an element; parameter records.
+    Counts: accumulators read; one requantisation (with the table one look-up, with the add two vector MACs) an
+    element; parameter records.
     """
 
     opcode = 0x30
@@ -98,7 +99,7 @@ class Requantize(Requantized):
         elements = self.pixels * self.width
         counts = self.post_counts(machine, self.pixels) | {"accumulator_read_bytes": 4 * elements}
         if self.post & ADD_FLAG:
-            counts |= {"activation_read_bytes": elements, "vector_operations": elements}
+            counts |= {"activation_read_bytes": elements, "vector_macs": 2 * elements}
             counts["parameter_read_bytes"] += ADD_RECORD_BYTES
         return counts
 
@@ -243,7 +244,7 @@ class Add(_Binary):
 
     Semantics: ``out = clamp((a*Ma + b*Mb + bias) >> shift, minimum, maximum)`` with the add record at params.
     Timing: out_h*out_w*ceil(width/L) cycles.
-    Counts: one vector operation an element; bytes of a, b and the output.
+    Counts: two vector MACs an element; bytes of a, b and the output.
     """
 
     opcode = 0x33
@@ -255,7 +256,7 @@ class Add(_Binary):
 
     def counts(self, machine: Machine) -> Counts:
         return {
-            "vector_operations": self.elements,
+            "vector_macs": 2 * self.elements,
             "activation_read_bytes": self.read_bytes(),
             "activation_write_bytes": self.elements,
             "parameter_read_bytes": ADD_RECORD_BYTES,
