@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qcompiler.passes.calibrate import FloatExecutor
 from qcompiler.passes.graph import Graph
 from qcompiler.sim import reference
-from qcompiler.sim.integer_program import IntegerProgram, Tensor
+from qcompiler.sim.integer_program import Dequantize, IntegerProgram, Quantize, Tensor
 from qcompiler.sim.numerics import dequantize_linear
 
 Array = npt.NDArray[Any]
@@ -52,15 +52,30 @@ def real_values(value: Array, tensor: Tensor) -> Array:
 
 
 def per_tensor_sqnr(graph: Graph, program: IntegerProgram, samples: Iterable[Values]) -> dict[str, float]:
-    """SQNR in dB of every tensor that float graph and program both have, the program run by the reference."""
-    written = [op.output for op in program.operations]
-    common = [n for n in written if n in graph.types and graph.types[n].shape == program.tensors[n].shape]
-    model, noise = FloatExecutor(graph, common), {n: Noise() for n in common}
+    """SQNR in dB of every tensor that stands for one of the float graph, the program run by the reference."""
+    twins = {name: twin for name, twin in _float_twins(program).items() if twin in graph.types}
+    readers: dict[str, list[str]] = {}
+    for name, twin in twins.items():
+        if graph.types[twin].shape == program.tensors[name].shape:
+            readers.setdefault(twin, []).append(name)
+    model, noise = FloatExecutor(graph, list(readers)), {n: Noise() for names in readers.values() for n in names}
     for sample in samples:
         actual = reference.execute(program, sample, keep=True)
-        for name, expected in model.run_canonical([sample]):
-            noise[name].add(expected, real_values(actual[name], program.tensors[name]))
+        for twin, expected in model.run_canonical([sample]):
+            for name in readers[twin]:
+                noise[name].add(expected, real_values(actual[name], program.tensors[name]))
     return {name: n.sqnr_db for name, n in noise.items()}
+
+
+def _float_twins(program: IntegerProgram) -> dict[str, str]:
+    """The float tensor that each written tensor stands for: its namesake, or what it was or will be outside int8."""
+    twins = {op.output: op.output for op in program.operations}
+    for op in program.operations:
+        if isinstance(op, Quantize):
+            twins[op.output] = op.inputs[0]
+        elif isinstance(op, Dequantize) and op.inputs[0] in twins:
+            twins[op.inputs[0]] = op.output
+    return twins
 
 
 @dataclass

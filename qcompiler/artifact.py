@@ -107,8 +107,8 @@ def open_artifact(directory: str | Path) -> Artifact:
         raise ArtifactError(f"{directory} is not an artefact of qcompiler: it has no {MANIFEST}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is truncated or not JSON ({error}); {_AGAIN}") from None
+    except (OSError, ValueError):
+        raise ArtifactError(f"{path} is truncated or not JSON; {_AGAIN}") from None
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise ArtifactError(f"{directory} is not an artefact of qcompiler: its {MANIFEST} is somebody else's")
     version = record.pop("format_version", None)

@@ -72,10 +72,10 @@ def print_artifact(artifact: Artifact, layers: bool = False, program: bool = Fal
 def print_model(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Inputs, outputs and operators of a model after import and canonicalisation."""
     from qcompiler.frontend.onnx import import_onnx
-    from qcompiler.passes.canonicalize import CANONICALIZE
+    from qcompiler.passes.canonical import canonical_pipeline
     from qcompiler.passes.graph import read
 
-    graph = read(CANONICALIZE.run(import_onnx(path, dict(shapes) or None)))
+    graph = read(canonical_pipeline().run(import_onnx(path, dict(shapes) or None)))
     parameters = sum(value.size for value in graph.constants.values())
 
     def kind(name: str) -> str:

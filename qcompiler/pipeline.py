@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,17 +20,19 @@ from qcompiler.frontend.onnx import import_onnx
 from qcompiler.output import new_directory, new_file
 from qcompiler.passes import base
 from qcompiler.passes.calibrate import DEFAULT_OBSERVER, calibrate
-from qcompiler.passes.canonicalize import CANONICALIZE
+from qcompiler.passes.canonical import canonical_pipeline
 from qcompiler.passes.export_onnx import export
 from qcompiler.passes.graph import Graph, read
 from qcompiler.passes.integerize import integerize
+from qcompiler.passes.observers import OBSERVERS
 from qcompiler.passes.quantize import Quantize
 from qcompiler.progress import Progress
 from qcompiler.report.collect import Accuracy, collect, to_csv, to_json
 from qcompiler.report.html import render
 from qcompiler.sim import program_text, reference
-from qcompiler.sim.errors import AccuracyGateError, CalibrationError
+from qcompiler.sim.errors import AccuracyGateError, CalibrationError, QCompilerError, did_you_mean
 from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
+from qcompiler.sim.numerics import ROUNDINGS
 from qcompiler.targets import Backend, Built, resolve
 
 if TYPE_CHECKING:
@@ -62,6 +65,27 @@ class Options:
     min_sqnr: float | None = None
     min_agreement: float | None = None
 
+    def __post_init__(self) -> None:
+        _one_of("rounding", self.rounding, ROUNDINGS)
+        _one_of("observer", self.observer, OBSERVERS)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
+            raise OptionError(f"name {self.name!r} cannot begin C symbols; use letters, digits and _")
+
+    def canonicalisation(self) -> base.Pipeline:
+        """The passes between import and calibration."""
+        return canonical_pipeline() if self.passes is None else base.parse_pipeline(self.passes)
+
+
+class OptionError(QCompilerError):
+    """An option with a value that does not exist."""
+
+    exit_code = 2
+
+
+def _one_of(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise OptionError(f"unknown {option} {value!r}; it is one of {', '.join(known)}{did_you_mean(value, known)}")
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -81,6 +105,7 @@ def compile_model(
     Raises a QCompilerError for anything the user can mend; AccuracyGateError after the artefact was written.
     """
     backend, output = resolve(target), Path(output)
+    options.canonicalisation()  # a typing error should not wait for the import
     with new_directory(output, is_artifact) as work:
         quantised = quantise_model(model, calibration, options, progress)
         with progress.stage("integerise"):
@@ -113,8 +138,7 @@ def quantise_model(
     with progress.stage("import"):
         module = import_onnx(model, dict(options.shapes) or None)
     with progress.stage("canonicalise"):
-        pipeline = CANONICALIZE if options.passes is None else base.parse_pipeline(options.passes)
-        module = run(pipeline, module)
+        module = run(options.canonicalisation(), module)
     graph = read(module)
     samples = None
     if calibration is not None:
