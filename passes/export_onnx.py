@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 import tvm
 from onnx import helper, numpy_helper
+
 from qcompiler.passes import export_onnx_ops
 from qcompiler.passes.graph import Graph, Node, read
 from qcompiler.sim.errors import ModelError

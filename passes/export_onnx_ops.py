@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from qcompiler.passes.graph import Graph, Node, Shape
 from qcompiler.sim.errors import ModelError
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tvm
-from qcompiler.sim.errors import ModelError
 from tvm import relax
+
+from qcompiler.sim.errors import ModelError
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]

@@ -159,7 +159,7 @@ class Entropy(_HistogramObserver):
     TensorRT the range is [0, t] for one-sided tensors and else [-t, t] cut at the extremes.
     """
 
-    def __init__(self, bins: int = 2048, candidates: int = 128) -> None:
+    def __init__(self, bins: int = 512, candidates: int = 128) -> None:
         super().__init__(bins)
         self.candidates = candidates
 

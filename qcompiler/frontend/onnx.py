@@ -232,7 +232,9 @@ class _Importer:
             [single], "constant", [onnx.ValueInfoProto(name=n) for n in names if n],
             [onnx.ValueInfoProto(name=n) for n in proto.output if n],
         )  # fmt: skip
-        imports = [onnx.helper.make_opsetid("", self.opsets[""])]
+        # ONNX's reference has (De)QuantizeLinear from version 19 on only, which means the same as the earlier ones.
+        quantisation = proto.op_type in ("QuantizeLinear", "DequantizeLinear")
+        imports = [onnx.helper.make_opsetid("", max(self.opsets[""], 19 if quantisation else 1))]
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports))
         feeds = {n: v for n, v in zip(names, inputs, strict=True) if n}
         try:
