@@ -48,10 +48,11 @@ def convert(node: Node) -> Result:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(silent):
             warnings.simplefilter("ignore")
-            with scratch.function("main", params=list(values)), scratch.dataflow():
-                result = convert_class.get_converter(node.opset)(scratch, inputs, attributes, [{}, {}])
-                result = scratch.normalize(result)
-                scratch.emit_func_output(scratch.emit_output(result))
+            with scratch.function("main", params=list(values)):
+                with scratch.dataflow():
+                    result = convert_class.get_converter(node.opset)(scratch, inputs, attributes, [{}, {}])
+                    result = scratch.emit_output(scratch.normalize(result))
+                scratch.emit_func_output(result)
     except Exception as error:  # TVM raises whatever comes to hand; any of it means that this node does not work
         raise Unsupported(f"TVM does not convert it: {str(error).strip().splitlines()[-1]}") from None
     function = scratch.get()["main"]
