@@ -69,7 +69,7 @@ def resolve(name: str) -> Backend:
     names = [t.name for t in known_targets()]
     if name not in names:
         raise TargetError(
-            f"unknown target {name!r}{did_you_mean(name, names)}; `qcompiler targets` lists what there is"
+            f"unknown target {name!r}; `qcompiler targets` lists what there is{did_you_mean(name, names)}"
         )
     from qcompiler.codegen.cpu.target import cpu_target
 
