@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.codegen.cpu.contraction import Geometry, contraction_kernel
+from qcompiler.codegen.cpu.depthwise import MAX_KERNEL_AREA, depthwise
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
@@ -27,6 +28,8 @@ def conv2d(group: Group, isa: VectorInstructionSet) -> list[Step]:
     """The steps of a Conv2d and what is fused behind it: a padded copy of the input if needed, then the convolution."""
     op = group.root
     assert isinstance(op, Conv2d)
+    if op.depthwise and math.prod(op.kernel) <= MAX_KERNEL_AREA:
+        return depthwise(group, isa)
     x, *others = group.inputs
     steps: list[Step] = []
     source, shape = x.name, x.shape
