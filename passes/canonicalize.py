@@ -63,8 +63,8 @@ class _Canonicalize(Rewriter):
 
     def dequantized_constant(self, arg: relax.Expr) -> Array | None:
         source = self.call_of(arg, "dequantize")
-        values = [constant_value(a) for a in source.args] if source is not None else [None]
-        if source is None or any(v is None for v in values):
+        values = [v for a in (source.args if source is not None else ()) if (v := constant_value(a)) is not None]
+        if source is None or len(values) != 3:
             return None
         q, scale, zero = values
         axis = attributes_of(source)["axis"] % max(q.ndim, 1)
@@ -95,7 +95,11 @@ class _Canonicalize(Rewriter):
                 a = self.constant(a, left)
         if op != op_name(call) or not (a.same_as(call.args[0]) and b.same_as(call.args[1])):
             call = getattr(R, op)(a, b)
-        return self.silu(call) or self.gelu(call) or self.layer_norm(call) or call
+        for recognise in (self.silu, self.gelu, self.layer_norm):
+            whole = recognise(call)
+            if whole is not None:  # a Relax call has no truth value
+                return whole
+        return call
 
     def constant(self, old: relax.Expr, value: Array) -> relax.Expr:
         """`old` if it already holds `value`, which has at most its elements."""

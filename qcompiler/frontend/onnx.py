@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from qcompiler.frontend import (  # noqa: F401 - importing them registers their converters
+    onnx_index,
     onnx_math,
     onnx_nn,
     onnx_prepare,
@@ -64,7 +66,7 @@ def import_onnx(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequen
 class _Importer:
     def __init__(self, model: onnx.ModelProto, what: str) -> None:
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = inline_local_functions(model)
         self.graph = model.graph
         self.what = what
         self.opsets = onnx_prepare.opset_versions(model, what)

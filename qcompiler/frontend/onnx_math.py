@@ -53,8 +53,6 @@ def variadic(node: Node) -> Result:
 
 @converter("Div")
 def div(node: Node) -> Result:
-    if "int" in node.dtype():  # ONNX divides integers towards zero, as C does
-        raise Unsupported("it divides integers while the model runs", "cast its inputs to float and floor the quotient")
     return R.divide(node.tensor(0), node.tensor(1))
 
 

@@ -15,7 +15,7 @@ from tvm.relax import op as R
 
 from qcompiler.frontend.onnx_math import activated, scalar
 from qcompiler.frontend.onnx_node import Array, Node, Result, Shape, Unsupported, converter
-from qcompiler.passes.rewrite import const, shape_of
+from qcompiler.passes.rewrite import const, constant_value, shape_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ def window_of(node: Node, spatial: Shape, kernel: Shape) -> Window:
 def as_image(node: Node, x: relax.Expr, suffix: str) -> relax.Expr:
     """[N, C, W] as [N, C, 1, W]; an image as it is."""
     shape = shape_of(x)
-    return node.emit(R.reshape(x, (*shape[:2], 1, *shape[2:])), suffix) if len(shape) == 3 else x
+    if len(shape) != 3:
+        return x
+    value, image = constant_value(x), (*shape[:2], 1, *shape[2:])
+    return const(value.reshape(image)) if value is not None else node.emit(R.reshape(x, image), suffix)
 
 
 def from_image(node: Node, y: relax.Expr, rank: int, suffix: str) -> relax.Expr:

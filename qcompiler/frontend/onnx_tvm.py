@@ -41,7 +41,8 @@ def convert(node: Node) -> Result:
             inputs.append(parameter)
         else:
             inputs.append(None if value is None else const(value))
-    attributes: dict[str, Any] = dict(node.attributes)
+    # As in the file: TVM's converters decode strings themselves.
+    attributes: dict[str, Any] = {k: v.encode() if isinstance(v, str) else v for k, v in node.attributes.items()}
     attributes["tvm_custom"] = {"name": node.label, "num_outputs": len(node.outputs)}
     convert_class = tvm_onnx._get_convert_map()[node.op_type]  # noqa: SLF001
     silent = io.StringIO()
