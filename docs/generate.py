@@ -1,10 +1,11 @@
-"""Write the pages that are generated from the code: cli.md and support.md. `make docs` runs this.
+"""Write the pages that are generated from the code: cli.md, npu-isa.md and support.md. `make docs` runs this.
 
 tests/face/test_docs.py holds the committed pages to what this makes.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,23 @@ def _parameter(parameter: Any) -> str:
     return f"| {spelling} | {shown} | {(parameter.help or '').replace('|', chr(92) + '|')} |\n"
 
 
+def support_page() -> str:
+    """Operators and what becomes of them."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        import support
+    finally:
+        sys.path.remove(str(DOCS))
+    return HEADER + str(support.page())
+
+
 def main() -> None:
     """Write the pages."""
+    from qcompiler.sim.isa import reference
+
     (DOCS / "cli.md").write_text(cli_page(), encoding="utf-8")
+    (DOCS / "support.md").write_text(support_page(), encoding="utf-8")
+    (DOCS / "npu-isa.md").write_text(reference.markdown(), encoding="utf-8")
 
 
 if __name__ == "__main__":

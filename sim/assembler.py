@@ -123,16 +123,18 @@ def parse_instruction(words: list[str]) -> Instruction:
 
 def _operand(kind: type[Instruction], f: dataclasses.Field[int], value: str) -> int:
     enum = f.metadata["enum"]
-    if enum is not None and value in enum.__members__:
-        return int(enum[value])
     low, high = limits(f.metadata["kind"])
+    names = list(enum.__members__) if enum else []
+    if value in names:
+        return int(enum[value])
+    allowed = f"one of {', '.join(names)}" if enum else f"a number in {low}..{high}"
     try:
         number = int(value, 0)
     except ValueError:
-        names = list(enum.__members__) if enum else []
-        allowed = f"one of {', '.join(names)}" if enum else f"a number in {low}..{high}"
         raise ProgramError(f"{kind.mnemonic}: {f.name}={value} is not {allowed}{did_you_mean(value, names)}") from None
-    if not low <= number <= high or (enum is not None and number not in enum._value2member_map_):
+    if enum is not None and number not in enum._value2member_map_:
+        raise ProgramError(f"{kind.mnemonic}: {f.name}={number} is not {allowed}")
+    if not low <= number <= high:
         raise ProgramError(f"{kind.mnemonic}: {f.name}={number} is outside {low}..{high}")
     return number
 

@@ -22,7 +22,7 @@ def markdown() -> str:
     """The reference as Markdown."""
     parts = [
         "# The accelerator's instruction set\n",
-        "Generated from `sim/isa` by `python -m qcompiler.sim.isa.reference`; do not edit.\n",
+        "Generated from `sim/isa` by docs/generate.py (`make docs`). Do not edit.\n",
         "## Common rules\n",
         _prose(base.__doc__),
         "## Timing\n",
@@ -68,6 +68,3 @@ def _instruction(kind: type[Instruction]) -> str:
     table = "\n".join(rows) + "\n" if kind.operands() else ""
     return f"### `{kind.mnemonic}` (opcode {kind.opcode:#04x})\n\n{doc}\n{table}"
 
-
-if __name__ == "__main__":
-    print(markdown(), end="")

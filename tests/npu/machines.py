@@ -1,0 +1,62 @@
+"""Random and edited machines, and small hand-written programs, for the accelerator's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from qcompiler.sim.hardware import Machine, load
+
+EDGE = load("edge-16x16")
+MICRO = load("micro-8x8")
+
+
+def edited(machine: Machine, **fields: Any) -> Machine:
+    """The machine with nested fields replaced, `matrix__rows=8`, and validated again."""
+    content = machine.model_dump(mode="json")
+    for path, value in fields.items():
+        at = content
+        *parts, last = path.split("__")
+        for part in parts:
+            at = at[part]
+        at[last] = value
+    return Machine.model_validate(content)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    """Small machines of every kind: one or two weight buffers, with and without a constant memory, tiny queues."""
+    rows, columns = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([2, 4, 8]))
+    bandwidth = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.5, 8.0])
+
+    def external(technology: str) -> dict[str, Any]:
+        return {
+            "technology": technology,
+            "size_bytes": 1 << 20,
+            "read_bytes_per_cycle": draw(bandwidth),
+            "write_bytes_per_cycle": draw(bandwidth),
+            "latency_cycles": draw(st.integers(0, 50)),
+            "burst_bytes": draw(st.sampled_from([1, 4, 16])),
+            "outstanding_transfers": draw(st.integers(1, 4)),
+        }
+
+    return Machine.model_validate(
+        {
+            "name": "random",
+            "clock_mhz": 100,
+            "process_nm": draw(st.sampled_from([7, 16, 28, 45])),
+            "matrix": {
+                "rows": rows,
+                "columns": columns,
+                "accumulator_rows": 64,
+                "weight_buffers": draw(st.sampled_from([1, 2])),
+            },
+            "vector": {"lanes": draw(st.sampled_from([1, 4, 8])), "parameter_bytes": 4096},
+            "activation_memory": {"size_bytes": 4096, "bytes_per_cycle": 8},
+            "weight_memory": {"size_bytes": 2048, "bytes_per_cycle": 8},
+            "main_memory": external("lpddr4"),
+            "constant_memory": external("flash") if draw(st.booleans()) else None,
+            "control": {"queue_entries": draw(st.integers(2, 6))},
+        }
+    )
