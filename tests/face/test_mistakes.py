@@ -55,10 +55,10 @@ def test_unsupported_operators_are_listed_together(command: Command) -> None:
     onnx.save(model, "two.onnx")
     assert _compile(command, "two.onnx") == (
         "two.onnx has 2 operators that are not supported:\n"
-        "  StringNormalizer 'first': no converter exists for it; express it by standard operators, or cut the model "
+        "  StringNormalizer 'first': no converter exists for it; express it by other operators, or cut the model "
         "before it\n"
-        "  Frobnicate 'second': no converter exists for the domain com.example; express it by standard operators, or cut "
-        "the model before it"
+        "  Frobnicate 'second': no converter exists for the domain com.example; express it by standard operators, or "
+        "cut the model before it"
     )
 
 
