@@ -38,9 +38,12 @@ from qcompiler.sim.integer_program import (
     Table,
     Transpose,
 )  # fmt: skip
+from qcompiler.sim.moves import Box, boxes
 
-KINDS = ("conv", "depthwise", "matmul", "pool", "elementwise", "move", "softmax", "layer_norm", "resize")
+KINDS = ("conv", "depthwise", "matmul", "pool", "elementwise", "table", "move", "softmax", "layer_norm", "resize",
+         "embedding")  # fmt: skip
 MATRIX_KINDS = ("conv", "matmul")
+MAX_WINDOW = 255  # taps of a window along an axis
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ class Geometry:
 
     image, output: NHWC. conv and depthwise: the convolution's own; a dense layer is a 1x1 convolution over
     M positions, (1, M, 1, K) to (1, M, 1, N); matmul: (B, M, 1, K) to (B, M, 1, N). pool: the window's; a mean is a
-    pool over everything it sums. elementwise, softmax, layer_norm: (1, rows, 1, length); move, resize: as they are.
-    tables, operands: fused look-ups, and tensors read beside the image (a residual, an addend, matmul's b).
+    pool over everything it sums. elementwise, table, softmax, layer_norm: (1, rows, 1, length).
+    tables, operands: look-ups fused (tables of a table layer), and tensors read beside the image (a residual, an
+    addend, matmul's b).
+    loops: of an element-wise operation (`broadcast_loops`), or the two image rows under each row of a resize.
+    boxes: of a move (`moves.boxes`).
     """
 
     kind: str
@@ -63,6 +69,8 @@ class Geometry:
     groups: int = 1
     tables: int = 0
     operands: int = 0
+    loops: tuple[tuple[int, int, int], ...] = ()
+    boxes: tuple[Box, ...] = ()
 
     @property
     def reduction(self) -> int:
@@ -124,8 +132,8 @@ def is_view(op: Operation, shapes: list[Shape], output: Shape) -> bool:
 
 
 def is_host(op: Operation) -> bool:
-    """Whether the operation belongs to the float or index boundary, which no integer accelerator runs."""
-    return isinstance(op, (Quantize, Dequantize, FloatOp, Embedding))
+    """Whether the operation belongs to the float boundary, which no integer accelerator runs."""
+    return isinstance(op, (Quantize, Dequantize, FloatOp))
 
 
 def _rows(shape: Shape) -> Shape:
@@ -133,29 +141,52 @@ def _rows(shape: Shape) -> Shape:
     return (1, math.prod(shape[:-1]), 1, shape[-1]) if shape else (1, 1, 1, 1)
 
 
-def _nhwc(shape: Shape) -> Shape:
+def nhwc(shape: Shape) -> Shape:
     """Any shape as NHWC with the trailing axes kept and the leading ones merged."""
     padded = (1,) * (4 - len(shape)) + tuple(shape)
     return (math.prod(padded[:-3]), *padded[-3:])
 
 
-def mean_as_pool(axes: Iterable[int], shape: Shape) -> tuple[Shape, Shape]:
-    """A mean as a pool over ``(1, outer, reduced, inner)``: that image and its output; reduced axes must be adjacent.
+def mean_as_pool(axes: Iterable[int], shape: Shape) -> tuple[Shape, Shape, tuple[int, int]]:
+    """A mean as a pool: ``(image, output, kernel)``, stride ``(kernel[0], 1)``; reduced axes must be adjacent.
 
-    Raises ValueError when kept axes lie between the reduced ones.
+    The image is (1, outer * kernel_h, kernel_w, inner) with kernel_h * kernel_w positions to sum, both at most 255.
+    Raises ValueError where kept axes lie between the reduced ones, or the count has no such factors.
     """
     axes = sorted(a % len(shape) for a in axes)
     if not axes or axes != list(range(axes[0], axes[-1] + 1)):
-        raise ValueError(f"axes {tuple(axes)} of {shape} are not adjacent")
+        raise ValueError(f"the mean's axes {tuple(axes)} of {shape} are not adjacent")
     outer, inner = math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
-    reduced = math.prod(shape[axes[0] : axes[-1] + 1])
-    return (1, outer, reduced, inner), (1, outer, 1, inner)
+    count = math.prod(shape[axes[0] : axes[-1] + 1])
+    widths = [w for w in range(MAX_WINDOW, 0, -1) if count % w == 0]
+    if count // widths[0] > MAX_WINDOW:
+        raise ValueError(f"a mean over {count} positions has no factors of at most {MAX_WINDOW}")
+    kernel = (count // widths[0], widths[0])
+    return (1, outer * kernel[0], kernel[1], inner), (1, outer, 1, inner), kernel
+
+
+def broadcast_loops(shapes: list[Shape], output: Shape) -> tuple[tuple[int, int, int], ...]:
+    """Loops ``(trips, stride of a, stride of b)`` of an element-wise operation, outermost first, merged.
+
+    Strides are in elements, zero where the operand repeats; the output's own stride is that of C order.
+    """
+    merged: list[tuple[int, int, int]] = []
+    padded = [(1,) * (len(output) - len(s)) + tuple(s) for s in shapes]
+    for axis, n in enumerate(output):
+        if n == 1:
+            continue
+        a, b = (0 if s[axis] == 1 else math.prod(s[axis + 1 :]) for s in (padded[0], padded[-1]))
+        if merged and merged[-1][1:] == (n * a, n * b):
+            merged[-1] = (merged[-1][0] * n, a, b)
+        else:
+            merged.append((n, a, b))
+    return tuple(merged) or ((1, 1, 1),)
 
 
 def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
-    """The geometry of one operation on inputs of these shapes."""
+    """The geometry of one operation on inputs of these shapes. Raises ValueError for a mean that no pool can do."""
     if isinstance(op, Conv2d):
-        image, out = _nhwc(shapes[0]), _nhwc(output)
+        image, out = nhwc(shapes[0]), nhwc(output)
         kind = "depthwise" if op.depthwise else "conv"
         if kind == "conv" and op.kernel == (1, 1) and op.stride == (1, 1) and not any(op.padding):
             image, out = _rows(shapes[0]), _rows(output)
@@ -166,33 +197,40 @@ def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
         (*batch, m, n), k = output, shapes[0][-1]
         return Geometry("matmul", (math.prod(batch), m, 1, k), (math.prod(batch), m, 1, n), operands=1)
     if isinstance(op, (MaxPool2d, AveragePool2d)):
-        return Geometry("pool", _nhwc(shapes[0]), _nhwc(output), op.kernel, op.stride, op.dilation, op.padding)
+        return Geometry("pool", nhwc(shapes[0]), nhwc(output), op.kernel, op.stride, op.dilation, op.padding)
     if isinstance(op, Mean):
-        try:
-            image, out = mean_as_pool(op.axes, shapes[0])
-        except ValueError:
-            image, out = _nhwc(shapes[0]), _nhwc(output)
-        return Geometry("pool", image, out, kernel=(1, math.prod(shapes[0]) // max(math.prod(output), 1)))
-    if isinstance(op, (Add, Mul, Table)):
-        return Geometry("elementwise", _rows(output), _rows(output), operands=len(op.inputs) - 1,
-                        tables=int(isinstance(op, Table)))  # fmt: skip
+        image, out, kernel = mean_as_pool(op.axes, shapes[0])
+        return Geometry("pool", image, out, kernel, (kernel[0], 1))
+    if isinstance(op, Table):
+        return Geometry("table", _rows(output), _rows(output), tables=op.table.size // 256)
+    if isinstance(op, (Add, Mul)):
+        loops = broadcast_loops(shapes, output)
+        return Geometry("elementwise", _rows(output), _rows(output), operands=1, loops=loops)
     if isinstance(op, (Softmax, LayerNorm)):
         return Geometry("softmax" if isinstance(op, Softmax) else "layer_norm", _rows(shapes[0]), _rows(output))
     if isinstance(op, ResizeLinear):
-        return Geometry("resize", _nhwc(shapes[0]), _nhwc(output))
-    return Geometry("move", _nhwc(shapes[0]), _nhwc(output), operands=len(op.inputs) - 1)
+        rows = tuple((int(a), int(b), 0) for a, b in zip(op.low_h, op.high_h, strict=True))
+        return Geometry("resize", nhwc(shapes[0]), nhwc(output), loops=rows)
+    if isinstance(op, Embedding):
+        return Geometry("embedding", (1, math.prod(shapes[1]), 1, 8), (1, math.prod(shapes[1]), 1, output[-1]))
+    return Geometry("move", nhwc(shapes[0]), nhwc(output), operands=len(op.inputs) - 1,
+                    boxes=boxes(op, shapes, output))  # fmt: skip
 
 
-def _fusable(head: Operation) -> bool:
-    return isinstance(head, (Conv2d, Dense, MatMul))
+def _tail(chain: list[Operation], op: Operation) -> bool:
+    """Whether the vector unit can apply `op` in the pass that finishes `chain`: a table, then one exact add."""
+    head, added = chain[0], any(isinstance(o, Add) for o in chain)
+    if isinstance(op, Table):
+        return len(chain) == 1 and op.table.ndim == 1
+    matrix = isinstance(head, (Dense, MatMul)) or (isinstance(head, Conv2d) and not head.depthwise)
+    return isinstance(op, Add) and matrix and not added and op.rounding == "exact_half_up"
 
 
 def chains(program: IntegerProgram) -> list[tuple[Operation, ...]]:
-    """Operations in groups, in execution order: matrix operations with their element-wise tails, others alone.
+    """Operations in groups, in execution order: convolutions, products and pools with their element-wise tails.
 
-    A tail is a 256-entry table (any number, but none after an add has two) or one exact Add of a tensor of the same
-    shape, each the only reader of what comes before it. A group stands where its last operation stood, when
-    all its inputs exist.
+    A tail is a 256-entry table and, behind matrix work, an exact Add of a tensor of the same shape, each the only
+    reader of what comes before it. A group stands where its last operation stood, when all its inputs exist.
     """
     consumers, producers = program.consumers(), program.producers()
     position = {op.name: i for i, op in enumerate(program.operations)}
@@ -200,27 +238,18 @@ def chains(program: IntegerProgram) -> list[tuple[Operation, ...]]:
     groups: dict[int, tuple[Operation, ...]] = {}
     # Last heads first: of the two producers of an add, the later one takes it (the earlier is ready by then).
     for head in reversed(program.operations):
-        if not _fusable(head) or head.name in taken:
+        if head.name in taken or not isinstance(head, (Conv2d, Dense, MatMul, MaxPool2d, AveragePool2d, Mean)):
             continue
-        chain, added, tables = [head], False, 0
+        chain: list[Operation] = [head]
         while True:
             tail = chain[-1].output
-            readers = consumers[tail]
-            if len(readers) != 1 or tail in program.outputs:
+            if len(consumers[tail]) != 1 or tail in program.outputs:
                 break
-            op = readers[0]
+            op = consumers[tail][0]
+            others = [n for n in op.inputs if n != tail]
+            ready = all(n not in producers or position[producers[n].name] < position[op.name] for n in others)
             same = all(program.tensors[n].shape == program.tensors[tail].shape for n in op.inputs)
-            if isinstance(op, Table) and op.table.ndim == 1 and tables == int(added):
-                tables += 1
-            elif isinstance(op, Add) and not added and same and op.rounding == "exact_half_up":
-                other = [n for n in op.inputs if n != tail]
-                if len(other) != 1 or op.name in taken:
-                    break
-                made_by = producers.get(other[0])
-                if made_by is not None and position[made_by.name] > position[op.name]:
-                    break
-                added = True
-            else:
+            if op.name in taken or not (_tail(chain, op) and len(others) == len(op.inputs) - 1 and ready and same):
                 break
             chain.append(op)
         taken.update(op.name for op in chain)
