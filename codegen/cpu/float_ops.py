@@ -19,7 +19,6 @@ from qcompiler.codegen.cpu.float_schedule import schedule_default
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
 from qcompiler.codegen.cpu.loops import broadcast_strides, collapse
-from qcompiler.codegen.cpu.target import CpuTarget
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.float_ops import FLOAT_OPS, TUPLE_INPUT
 from qcompiler.sim.float_ops.elementwise import ELEMENTWISE
@@ -47,8 +46,8 @@ _OWN: dict[str, Callable[..., Any]] = {
 _BROADCASTING = ELEMENTWISE.keys() - {"nn.prelu"}
 
 
-def float_kernel(op: FloatOp, inputs: Sequence[Tensor], output: Tensor, target: CpuTarget) -> Kernel:
-    """The kernel of one float operation for every level of the target; one task.
+def float_kernel(op: FloatOp, inputs: Sequence[Tensor], output: Tensor, isa: InstructionSet) -> Kernel:
+    """The kernel of one float operation; one task.
 
     Raises TargetError for a kind without code, and for int8 operands, whose storage only integer kernels know.
     """
@@ -68,7 +67,7 @@ def float_kernel(op: FloatOp, inputs: Sequence[Tensor], output: Tensor, target: 
         "output": (result, output.dtype),
         "attributes": tuple(sorted((k, _hashable(v)) for k, v in op.attributes.items())),
     }
-    scratch = max(_lowered(isa, **parameters)[1] for isa in target.levels)
+    _, scratch = _lowered(isa, **parameters)
     return Kernel(
         op.kind.rpartition(".")[2], float_template, {**parameters, "scratch_bytes": scratch}, tasks=1,
         scratch_bytes=scratch, boundary=True,

@@ -13,13 +13,14 @@ from float_cases import CASES
 
 from qcompiler.codegen.cpu.compile import compile_function
 from qcompiler.codegen.cpu.float_ops import float_kernel
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI
 from qcompiler.codegen.cpu.kernel import Kernel
-from qcompiler.codegen.cpu.target import CpuTarget, cpu_target
+from qcompiler.codegen.cpu.target import runs_here
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.float_ops import FLOAT_OPS
 from qcompiler.sim.integer_program import FloatOp, Tensor
 
-AVX2 = cpu_target("x86:avx2")
 Case = tuple[str, tuple[np.ndarray, ...], dict]
 
 
@@ -30,20 +31,19 @@ def expected(case: Case) -> np.ndarray:
     return out.astype(np.float32) if out.dtype == np.float64 else out
 
 
-def kernel_of(case: Case, target: CpuTarget) -> Kernel:
+def kernel_of(case: Case, isa: VectorInstructionSet) -> Kernel:
     kind, values, attributes = case
     inputs = [Tensor(f"x{i}", v.shape, str(v.dtype)) for i, v in enumerate(values)]
     y = expected(case)
     op = FloatOp("op", tuple(t.name for t in inputs), "y", kind, y.shape, attributes)
-    return float_kernel(op, inputs, Tensor("y", y.shape, str(y.dtype)), target)
+    return float_kernel(op, inputs, Tensor("y", y.shape, str(y.dtype)), isa)
 
 
-def compile_and_compare(cases: Sequence[Case], target: CpuTarget, folder: Path) -> None:
+def compile_and_compare(cases: Sequence[Case], isa: VectorInstructionSet, folder: Path) -> None:
     """One library of all the cases' kernels, linked against libm alone (an undefined TVM symbol fails the link)."""
-    if not target.supported_here():
-        pytest.skip(f"this machine cannot run {target.name}")
-    (isa,) = target.levels
-    kernels = [kernel_of(case, target) for case in cases]
+    if not runs_here(isa):
+        pytest.skip(f"this machine cannot run {isa.name}")
+    kernels = [kernel_of(case, isa) for case in cases]
     objects = []
     for i, kernel in enumerate(kernels):
         compile_function(kernel.template(isa, **kernel.parameters), f"f{i}", isa).write_to_file(str(folder / f"{i}.o"))
@@ -69,9 +69,9 @@ def test_one_case_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["x86:avx2", "x86:avx512-vnni"])
-def test_every_case(target: str, tmp_path: Path) -> None:
-    compile_and_compare(CASES, cpu_target(target), tmp_path)
+@pytest.mark.parametrize("isa", [AVX2, AVX512_VNNI], ids=lambda isa: isa.name)
+def test_every_case(isa: VectorInstructionSet, tmp_path: Path) -> None:
+    compile_and_compare(CASES, isa, tmp_path)
 
 
 CONV = {"strides": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1,
