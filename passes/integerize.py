@@ -20,7 +20,7 @@ import tvm
 from qcompiler.passes import integer_ops
 from qcompiler.passes.fuse import CLAMPS, MATRIX, declines, is_lane_constant, pointwise_source
 from qcompiler.passes.graph import Graph, Node, TensorType, read
-from qcompiler.passes.ranges import Parameters
+from qcompiler.passes.ranges import Parameters, collapsed, parameters
 from qcompiler.passes.region import Declined, Quantised, Region
 from qcompiler.passes.tidy import tidy
 from qcompiler.sim.errors import ModelError
@@ -73,6 +73,17 @@ def fold_constants(graph: Graph) -> tuple[Graph, dict[str, Quantised]]:
         else:
             nodes.append(node)
     return replace_graph(graph, nodes, values), quantised
+
+
+def _own_parameters(value: Array) -> Quantised | None:
+    """A float constant operand, quantised over its own range; None for other dtypes and useless ranges."""
+    low, high = min(float(value.min(initial=0)), 0.0), max(float(value.max(initial=0)), 0.0)
+    if value.dtype != np.float32 or not np.isfinite([low, high]).all():
+        return None
+    scale, zero = parameters(low, high if collapsed(low, high) is None else low + 1.0)
+    return Quantised(
+        quantize_linear(value, np.float32(scale), zero), np.array([scale], np.float32), np.array([zero]), 0
+    )
 
 
 def replace_graph(graph: Graph, nodes: list[Node], constants: Mapping[str, Array]) -> Graph:
@@ -205,6 +216,8 @@ class Lowering:
         if tensor is not None:
             return tensor
         constant = self.quantised.get(name)
+        if constant is None and name in self.graph.constants:
+            constant = _own_parameters(self.graph.constants[name])
         if constant is None:
             raise Declined(f"it reads {name!r}, which is not quantised")
         if constant.scale.size != 1 or constant.values.dtype != np.int8:
@@ -237,8 +250,12 @@ class Lowering:
             except Declined as declined:
                 self._undo(*written)
                 reason = str(declined)
+        return self.quantize(value, self._name_of(node), parameters, reason)
+
+    def quantize(self, value: str, name: str, parameters: Parameters, reason: str) -> str:
+        """A float graph tensor rounded to int8 by a Quantize operation, after the float operations that compute it."""
         source = self._float(value, reason)
-        target = self.declare(self._name_of(node), value, parameters)
+        target = self.declare(name, value, parameters)
         return self.emit(Quantize(target.name, (source,), target.name))
 
     def _undo(self, operations: int, tensors: int, constants: int) -> None:

@@ -36,8 +36,15 @@ Indices = tuple["Array | None", ...]
 
 
 def source_of(lowering: Lowering, region: Region, name: str) -> str:
-    """The int8 program tensor that the move reads."""
-    return lowering.int8[name] if region.on_integers else lowering.operand(name)
+    """The int8 program tensor that the move reads.
+
+    A float tensor is rounded first: quantise behind a move and the move behind quantise are the same.
+    """
+    if region.on_integers:
+        return lowering.int8[name]
+    if lowering.leaf(name) is None and name not in lowering.graph.constants:
+        return lowering.quantize(name, f"{name}.int8", region.parameters, "the operator behind it only moves values")
+    return lowering.operand(name)
 
 
 def emit_move(
