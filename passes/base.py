@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import tvm
-from qcompiler.sim.errors import QCompilerError, did_you_mean
 from tvm import relax
+
+from qcompiler.sim.errors import QCompilerError, did_you_mean
 
 
 class PipelineTextError(QCompilerError):

@@ -220,16 +220,13 @@ class _Canonicalize(Rewriter):
             return None
         for x, gate in (factors, factors[::-1]):
             total = self.call_of(gate, "add")
-            if total is None or _scalar(total.args[1]) is None:
-                continue
-            erf = self.call_of(total.args[0], "erf")
+            erf = self.call_of(total.args[0], "erf") if total is not None else None
             inner = self.call_of(erf.args[0], "multiply") if erf is not None else None
-            if inner is None or not inner.args[0].same_as(x) or _scalar(inner.args[1]) is None:
+            if total is None or inner is None or not inner.args[0].same_as(x):
                 continue
-            # c * x * (b + erf) with b = 1, c = 1/2 up to rounding of the constants in the file.
-            if np.allclose(
-                [scale, _scalar(total.args[1]), _scalar(inner.args[1])], [0.5, 1, math.sqrt(0.5)], rtol=1e-3
-            ):
+            one, root = _scalar(total.args[1]), _scalar(inner.args[1])
+            # Up to the rounding of the constants in the file.
+            if one and root and np.allclose([scale, one, root], [0.5, 1, math.sqrt(0.5)], rtol=1e-3):
                 return R.nn.gelu(x)
         return None
 

@@ -136,10 +136,6 @@ class _Importer:
             raise ModelError(
                 f"{self.what}: output {name!r} is a constant, the same for every input; remove it from the outputs"
             )
-        if value not in self.builder.calls:
-            raise ModelError(
-                f"{self.what}: output {name!r} is the input {str(value.name)!r} unchanged; remove it from the outputs"
-            )
         return value
 
     # --------------------------------------------------------------------------------------- nodes
@@ -216,7 +212,7 @@ class _Importer:
         """Whether all its inputs are, so that its outputs can be computed now."""
         if node.domain or node.op_type in _NOT_DETERMINISTIC or node.op_type in onnx_prepare.CONTROL_FLOW:
             return False
-        if node.op_type == "DequantizeLinear" and np.asarray(node.inputs[0]).dtype != np.int32:
+        if node.op_type == "DequantizeLinear":
             return False  # quantised weights stay so
         return all(v is None or isinstance(v, np.ndarray) for v in node.inputs)
 
@@ -234,9 +230,9 @@ class _Importer:
             [single], "constant", [onnx.ValueInfoProto(name=n) for n in names if n],
             [onnx.ValueInfoProto(name=n) for n in proto.output if n],
         )  # fmt: skip
-        # ONNX's reference has (De)QuantizeLinear from version 19 on only, which means the same as the earlier ones.
-        quantisation = proto.op_type in ("QuantizeLinear", "DequantizeLinear")
-        imports = [onnx.helper.make_opsetid("", max(self.opsets[""], 19 if quantisation else 1))]
+        # ONNX's reference has QuantizeLinear from version 19 on only, which means the same as the earlier ones.
+        oldest = 19 if proto.op_type == "QuantizeLinear" else 1
+        imports = [onnx.helper.make_opsetid("", max(self.opsets[""], oldest))]
         evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports))
         feeds = {n: v for n, v in zip(names, inputs, strict=True) if n}
         try:

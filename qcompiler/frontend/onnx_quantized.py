@@ -46,12 +46,10 @@ def dequantize_linear(node: Node) -> Result:
     if node.dtype(0) == "int32":  # a bias, or an accumulator: its zero point is 0
         if np.any(zero):
             raise Unsupported("an int32 tensor has a zero point that is not 0")
-        vector = scale.reshape(-1)
-        if vector.size > 1:
+        vector: Array = scale.reshape(()) if scale.size == 1 else scale
+        if scale.size > 1:
             axis = node.axis(default=1 if len(node.shape()) > 1 else 0)
-            vector = vector.reshape((-1,) + (1,) * (len(node.shape()) - 1 - axis))
-        else:
-            vector = vector.reshape(())
+            vector = scale.reshape((-1,) + (1,) * (len(node.shape()) - 1 - axis))
         if isinstance(value, np.ndarray):
             return value.astype(np.float32) * vector
         return R.multiply(node.emit(R.astype(value, "float32"), "float"), const(vector))

@@ -326,30 +326,36 @@ _TVM_TRANSFORMS = {"half_pixel": "half_pixel", "align_corners": "align_corners",
 
 
 def coordinates(old: int, new: int, scale: float, transform: str) -> Array:
-    """Position in the input of every output element, float64 [new]; ONNX Resize, coordinate_transformation_mode."""
-    i = np.arange(new, dtype=np.float64)
+    """Position in the input of every output element, [new]; ONNX Resize, coordinate_transformation_mode.
+
+    In float32, as ONNX Runtime does: ties of nearest fall where they fall there.
+    """
+    i = np.arange(new, dtype=np.float32)
+    half, scale = np.float32(0.5), np.float32(scale)
     if transform == "asymmetric":
         return i / scale
     if transform == "align_corners":
-        return i * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
+        return i * np.float32(old - 1) / np.float32(new - 1) if new > 1 else np.zeros(new)
     if transform == "half_pixel" or (transform == "pytorch_half_pixel" and new > 1):
-        return (i + 0.5) / scale - 0.5
+        return (i + half) / scale - half
     if transform == "pytorch_half_pixel":
         return np.zeros(new)
     if transform == "half_pixel_symmetric":
-        offset = old / 2 * (1 - new / (scale * old))
-        return offset + (i + 0.5) / scale - 0.5
+        offset = np.float32(old / 2) * (1 - np.float32(new) / (scale * np.float32(old)))
+        return offset + (i + half) / scale - half
     if transform == "tf_half_pixel_for_nn":
-        return (i + 0.5) / scale
+        return (i + half) / scale
     raise Unsupported(f"coordinate_transformation_mode {transform!r} is not supported")
 
 
 def nearest(source: Array, rounding: str) -> Array:
     """Rounded positions, int64; ONNX Resize, nearest_mode."""
-    functions = {
-        "floor": np.floor, "ceil": np.ceil,
-        "round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-    }  # fmt: skip
-    if rounding not in functions:
-        raise Unsupported(f"nearest_mode {rounding!r} is not supported")
-    return functions[rounding](source).astype(np.int64)
+    if rounding == "floor":
+        return np.floor(source).astype(np.int64)
+    if rounding == "ceil":
+        return np.ceil(source).astype(np.int64)
+    if rounding == "round_prefer_floor":
+        return np.ceil(source - 0.5).astype(np.int64)
+    if rounding == "round_prefer_ceil":
+        return np.floor(source + 0.5).astype(np.int64)
+    raise Unsupported(f"nearest_mode {rounding!r} is not supported")
