@@ -158,8 +158,8 @@ def page() -> str:
     targets = ", ".join(f"`{t.name}`" for t in known_targets())
     return (
         "# What is supported\n\nEach row was made by compiling a small model of that operator (docs/support.py). "
-        "*int8*: integer arithmetic from end to end, equal on every target to the last bit. *float*: the operator computes "
-        f"in float32 between a dequantise and a quantise, on CPU targets only.\n\nTargets: {targets}.\n\n"
+        "*int8*: integer arithmetic from end to end, equal on every target to the last bit. *float*: the operator "
+        f"computes in float32 between a dequantise and a quantise, on CPU targets only.\n\nTargets: {targets}.\n\n"
         "| ONNX operator | | integer operations, or why not |\n|---|---|---|\n"
         + "".join(rows)
         + "\nQuantised models: QuantizeLinear and DequantizeLinear (QDQ), QLinearConv, QLinearMatMul, ConvInteger, "

@@ -78,6 +78,8 @@ def _workplace(destination: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         reason = _REASONS.get(error.errno or 0)
+        if reason is None and os.strerror(errno.ENOSPC) in str(error):  # what a compiler or linker reported
+            reason = _REASONS[errno.ENOSPC]
         if reason is None:
             raise
         raise ArtifactError(f"cannot write {destination}: {reason}; nothing was left behind") from error

@@ -112,8 +112,7 @@ def compile_model(
             program = integerize(quantised.module, rounding=options.rounding, name=options.name)
         graph = read(quantised.float_module)
         (work / PROGRAM).write_bytes(program_text.save(program))
-        with progress.stage(f"compile for {backend.name}"):
-            built = backend.build(program, work, options.name, progress)
+        built = backend.build(program, work, options.name, progress)
         manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options))
         with progress.stage("measure accuracy"):
             accuracy = _measure(graph, program, backend, Artifact(work, manifest), quantised)

@@ -94,7 +94,7 @@ class CpuBackend:
         return Built(
             report.workspace_bytes,
             {op.name: (op.kernel, op.group) for op in report.operations},
-            {"library": (directory / "model.so").stat().st_size, "arena": report.workspace_bytes},
+            {"library": (directory / "model.so").stat().st_size, "arena": report.arena_bytes},
         )
 
     def executor(self, artifact: Artifact) -> Execute | None:
