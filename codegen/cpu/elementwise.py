@@ -90,6 +90,10 @@ def _binary_template(
     return e.function().with_attr("tirx.noalias", not alias)
 
 
+def _in_place(a: Tensor, b: Tensor, out: Tensor) -> tuple[int, ...]:
+    return tuple(i for i, t in enumerate((a, b)) if t.shape == out.shape)
+
+
 def _binary_tasks(a: Shape, b: Shape, output: Shape) -> int:
     extents, _ = collapse(output, [broadcast_strides(a, output), broadcast_strides(b, output)])
     return -(-extents[0] // BLOCK) if len(extents) == 1 else int(np.prod(extents[:-1]))
@@ -148,13 +152,14 @@ def add_kernel(op: Add, a: Tensor, b: Tensor, out: Tensor, isa: VectorInstructio
         # Stored values are q + offset: the bias takes the operands' offsets back and puts one onto the result.
         bias = op.bias - offset * (op.multiplier_a + op.multiplier_b) + (offset << op.shift)
         constants = (np.array([op.multiplier_a, op.multiplier_b], np.int16), np.array([bias, op.shift], np.int32))
-        return Kernel("add", add_template, {**shapes, **limits}, count, constants)
+        return Kernel("add", add_template, {**shapes, **limits}, count, constants, in_place=_in_place(a, b, out))
     if op.rounding != "f32_half_even":
         raise TargetError(f"Add {op.name!r}: rounding {op.rounding!r} is not defined for additions")
     zeros = {"zero_a": zero_of(a) + offset, "zero_b": zero_of(b) + offset, "zero": zero_of(out)}
     sign = -1 if op.multiplier_b < 0 else 1
     scales = np.array([scale_of(a), scale_of(b), scale_of(out)], np.float32)
-    return Kernel("add", add_f32_template, {**shapes, **limits, **zeros, "sign": sign}, count, (scales,))
+    parameters = {**shapes, **limits, **zeros, "sign": sign}
+    return Kernel("add", add_f32_template, parameters, count, (scales,), in_place=_in_place(a, b, out))
 
 
 def mul_template(
@@ -190,7 +195,8 @@ def mul_kernel(op: Mul, a: Tensor, b: Tensor, out: Tensor, isa: VectorInstructio
         "zero_b": zero_of(b) + isa.storage_offset, "rescale": rescale, "alias": out.shape in (a.shape, b.shape),
     }  # fmt: skip
     constants = rescale_constants(op.requantize, rescale, 1, np.zeros(1, np.int64))
-    return Kernel("mul", mul_template, parameters, _binary_tasks(a.shape, b.shape, out.shape), constants)
+    count = _binary_tasks(a.shape, b.shape, out.shape)
+    return Kernel("mul", mul_template, parameters, count, constants, in_place=_in_place(a, b, out))
 
 
 # ------------------------------------------------------------------------------------------------ table
@@ -224,9 +230,10 @@ def table_kernel(op: Table, x: Tensor, isa: VectorInstructionSet) -> Kernel:
     table = stored(op.table, isa.storage)
     if op.table.ndim == 2:
         parameters = {"elements": x.elements, "channels": op.table.shape[0]}
-        return Kernel("table", table_template, parameters, x.elements // op.table.shape[0], (table,))
+        return Kernel("table", table_template, parameters, x.elements // op.table.shape[0], (table,), in_place=(0,))
     parameters = {"elements": x.elements, "channels": 1}
-    return Kernel("table", table_template, parameters, -(-x.elements // BLOCK), (isa.arrange_table(table),))
+    constants = (isa.arrange_table(table),)
+    return Kernel("table", table_template, parameters, -(-x.elements // BLOCK), constants, in_place=(0,))
 
 
 # --------------------------------------------------------------------------------------------- boundary
@@ -319,7 +326,7 @@ def quantize_kernel(x: Tensor, out: Tensor, isa: VectorInstructionSet, planes: t
     parameters = {"rows": rows, "channels": channels, "columns": columns, "zero": zero_of(out)}
     count = -(-out.elements // BLOCK) if channels == 1 else rows * (columns // strip_length(channels, columns))
     constants = (np.array([scale_of(out)], np.float32),)
-    return Kernel("quantize", quantize_template, parameters, count, constants)
+    return Kernel("quantize", quantize_template, parameters, count, constants, boundary=True)
 
 
 def dequantize_kernel(x: Tensor, isa: VectorInstructionSet, planes: tuple[int, int, int] | None) -> Kernel:
@@ -328,7 +335,7 @@ def dequantize_kernel(x: Tensor, isa: VectorInstructionSet, planes: tuple[int, i
     parameters = {"rows": rows, "channels": channels, "columns": columns, "zero": zero_of(x)}
     count = -(-x.elements // BLOCK) if channels == 1 else rows * channels
     constants = (np.array([scale_of(x)], np.float32),)
-    return Kernel("dequantize", dequantize_template, parameters, count, constants)
+    return Kernel("dequantize", dequantize_template, parameters, count, constants, boundary=True)
 
 
 def convert_template(isa: VectorInstructionSet, elements: int) -> Any:
@@ -347,4 +354,5 @@ def convert_template(isa: VectorInstructionSet, elements: int) -> Any:
 
 def convert_kernel(tensor: Tensor) -> Kernel:
     """An int8 input or output of the program between the ABI's int8 and the storage type."""
-    return Kernel("convert", convert_template, {"elements": tensor.elements}, -(-tensor.elements // BLOCK))
+    parameters = {"elements": tensor.elements}
+    return Kernel("convert", convert_template, parameters, -(-tensor.elements // BLOCK), boundary=True)

@@ -44,6 +44,8 @@ class Kernel:
     scratch_bytes: int = 0
     boundary: bool = False
     """The kernel may read or write the caller's memory, aligned to its element only: no wider alignment assumed."""
+    in_place: tuple[int, ...] = ()
+    """The inputs whose memory the output may take: each element is read before the same place is written."""
 
     @property
     def key(self) -> tuple[Hashable, ...]:

@@ -30,6 +30,17 @@ def for_chunks(e: Emitter, extent: int, lanes: int, body: Callable[[Expr, int], 
         lanes //= 2
 
 
+def chunk_widths(extent: int, lanes: int) -> list[int]:
+    """The vector widths that `for_chunks` uses, longest first."""
+    widths = []
+    while extent:
+        if extent >= lanes:
+            widths.append(lanes)
+            extent %= lanes
+        lanes //= 2
+    return widths
+
+
 def for_blocks(e: Emitter, task: Expr, extent: int, block: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
     """Task number `task` of a flat range: elements task * block .. min(extent, (task + 1) * block), in chunks."""
     full, rest = divmod(extent, block)

@@ -92,9 +92,9 @@ class Requantizer:
             self._emitter.bind(load(b, channel, lanes), f"{dtype}x{lanes}", "scale") for b, dtype in self._buffers
         )
 
-    def uniform(self, lanes: int) -> tuple[Expr, ...]:
-        """The constants of a rescale with one scale for all channels (vectors of one element)."""
-        return tuple(splat(load(b, 0, 1), dtype, lanes) for b, dtype in self._buffers)
+    def uniform(self, lanes: int, index: Expr | int = 0) -> tuple[Expr, ...]:
+        """The constants at `index` for all lanes alike."""
+        return tuple(splat(load(b, index, 1), dtype, lanes) for b, dtype in self._buffers)
 
     def apply(self, acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
         """int32 accumulators to int32 ``q + storage offset``, not yet clamped to a byte."""

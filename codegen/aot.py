@@ -1,0 +1,269 @@
+"""Integer program to a stand-alone library: kernels, constants, driver and runtime, linked by the system's compiler.
+
+Everything is made in a directory of its own inside the output directory and moved out at the end; equal programs
+give equal bytes. The products name no TVM symbol and need only libc, libm and POSIX threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from qcompiler.codegen.cpu.compile import compile_kernels
+from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.kernel import Kernel, Step
+from qcompiler.codegen.cpu.lower import Lowered, lower
+from qcompiler.codegen.cpu.target import CpuTarget
+from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier
+from qcompiler.codegen.memory_plan import Buffer, MemoryPlan, plan_memory
+from qcompiler.sim.errors import TargetError
+from qcompiler.sim.integer_program import IntegerProgram
+
+RUNTIME = Path(__file__).parent / "runtime"
+ALIGNMENT = 64
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Where `build` tells what it does."""
+
+    def stage(self, title: str) -> AbstractContextManager[None]: ...
+
+    def track(self, items: Iterable[Any], total: int | None = None) -> Iterable[Any]: ...
+
+
+class _Silent:
+    def stage(self, title: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def track(self, items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
+        return items
+
+
+@dataclass(frozen=True)
+class OperationReport:
+    """Where an operation of the program went, on the best level.
+
+    kernel: family, "" for a view, which costs nothing; group: name of the first operation of the group that it is
+    computed in; step: number of the kernel call (`<prefix>_step_name`), -1 for a view; macs; bytes: moved to and from
+    memory by the group's step, activations and constants.
+    """
+
+    name: str
+    kernel: str
+    group: str
+    step: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """workspace_bytes: what a caller hands to `run`; arena_bytes, arena_bound: planned and least possible working
+    memory of the best level; constant_bytes: weights and tables of all levels; kernels: functions compiled."""
+
+    workspace_bytes: int
+    arena_bytes: int
+    arena_bound: int
+    constant_bytes: int
+    kernels: int
+    operations: tuple[OperationReport, ...]
+
+
+class _Constants:
+    """One read-only blob; equal bytes are stored once, also across levels."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._offsets: dict[bytes, int] = {}
+        self.size = 0
+
+    def add(self, value: Any) -> int:
+        data = np.ascontiguousarray(value).tobytes()
+        key = hashlib.sha256(data).digest()
+        if key not in self._offsets:
+            self._offsets[key] = self.size
+            padded = data + bytes(-len(data) % ALIGNMENT)
+            self._parts.append(padded)
+            self.size += len(padded)
+        return self._offsets[key]
+
+    def write(self, path: Path) -> None:
+        with path.open("wb") as stream:
+            for part in self._parts:
+                stream.write(part)
+            # Vector loads of a kernel's last constant may reach past its end.
+            stream.write(bytes(ALIGNMENT))
+
+
+def build(
+    program: IntegerProgram, target: CpuTarget, directory: Path, prefix: str = "model", progress: Progress | None = None
+) -> BuildReport:
+    """Write model.so, libmodel.a, model.o and model.h for the program into an existing directory.
+
+    prefix: of the C functions and macros, a C identifier. Raises TargetError without the target's C compiler, for a
+    prefix that C would not take, and for operations that the target has no code for.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
+        raise TargetError(f"the name {prefix!r} cannot begin C functions; use letters, digits and underscores")
+    tools = _tools(target)
+    say = progress or _Silent()
+    constants = _Constants()
+    levels, plans, compiled = [], [], 0
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder:
+        work = Path(folder)
+        objects: list[Path] = []
+        for isa in target.levels:
+            with say.stage(f"kernels for {isa.name}"):
+                lowered = lower(program, isa)
+                plan = _plan(lowered)
+                symbols, kernels = _symbols(lowered.steps, isa)
+                compiled += len(kernels)
+                objects += say.track(compile_kernels(kernels, isa, work), len(kernels))
+                levels.append(
+                    Level(
+                        isa.name, isa.cpu_flags, lowered, symbols,
+                        [[constants.add(c) for c in step.kernel.constants] for step in lowered.steps],
+                        [_useful_threads(program, step) for step in lowered.steps],
+                        plan.offsets, {n: constants.add(v) for n, v in lowered.constants.items()},
+                    )
+                )  # fmt: skip
+                plans.append(plan)
+        arena = max(plan.size for plan in plans)
+        scratch = max((step.kernel.scratch_bytes for level in levels for step in level.lowered.steps), default=0)
+        workspace = arena + -(-scratch // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        with say.stage("link"):
+            (work / "driver.c").write_text(driver_source(program, levels, prefix, arena, scratch), encoding="ascii")
+            constants.write(work / "constants.bin")
+            header = header_source(program, prefix, workspace, [level.name for level in levels])
+            (work / "model.h").write_text(header, encoding="ascii")
+            _link(work, tools, objects, prefix)
+        for name in ("model.so", "libmodel.a", "model.o", "model.h"):
+            (work / name).replace(directory / name)
+    return BuildReport(
+        workspace, plans[0].size, plans[0].lower_bound, constants.size, compiled, _report(program, levels[0].lowered)
+    )
+
+
+def _plan(lowered: Lowered) -> MemoryPlan:
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, step in enumerate(lowered.steps):
+        for name in (*step.inputs, step.output):
+            base = lowered.views[name].base
+            if base in lowered.arena:
+                first.setdefault(base, i)
+                last[base] = i
+    return plan_memory([Buffer(n, size, first[n], last[n]) for n, size in lowered.arena.items()])
+
+
+def _symbols(steps: Sequence[Step], isa: VectorInstructionSet) -> tuple[list[str], dict[str, Kernel]]:
+    """The symbol of each step's kernel, and one kernel for each symbol."""
+    known: dict[Any, str] = {}
+    kernels: dict[str, Kernel] = {}
+    symbols = []
+    for step in steps:
+        key = step.kernel.key
+        if key not in known:
+            known[key] = f"{identifier(isa.name)}_{len(known)}_{identifier(step.kernel.name)}"
+            kernels[known[key]] = step.kernel
+        symbols.append(known[key])
+    return symbols, kernels
+
+
+# A thread more must save several times what waking it and waiting for it costs, about a microsecond.
+_MACS_PER_THREAD = 400_000
+_BYTES_PER_THREAD = 64 * 1024
+
+
+def _macs(program: IntegerProgram, step: Step) -> int:
+    operations = {op.name: op for op in program.operations if op.name in step.operations}
+    return sum(program.macs(op) for op in operations.values())
+
+
+def _bytes(program: IntegerProgram, step: Step) -> int:
+    """Activations and constants that the step reads and writes once."""
+    reads = sum(program.tensors[n].bytes for n in step.inputs if n in program.tensors)
+    return reads + step.output_bytes + sum(c.nbytes for c in step.kernel.constants)
+
+
+def _useful_threads(program: IntegerProgram, step: Step) -> int:
+    return 1 + max(_macs(program, step) // _MACS_PER_THREAD, _bytes(program, step) // _BYTES_PER_THREAD)
+
+
+def _report(program: IntegerProgram, lowered: Lowered) -> tuple[OperationReport, ...]:
+    place = {name: i for i, step in enumerate(lowered.steps) for name in step.operations}
+    rows = []
+    for op in program.operations:
+        i = place.get(op.name, -1)
+        step = lowered.steps[i] if i >= 0 else None
+        rows.append(
+            OperationReport(
+                op.name, step.kernel.name if step else "", step.operations[0] if step else op.name, i,
+                program.macs(op), _bytes(program, step) if step else 0,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+# --------------------------------------------------------------------------------------------------- link
+_CFLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra", "-Werror")
+_CONSTANTS = """\
+    .section .rodata
+    .balign 64
+    .globl qc_constants
+    .hidden qc_constants
+qc_constants:
+    .incbin "constants.bin"
+    .section .note.GNU-stack,"",%progbits
+"""
+
+
+def _tools(target: CpuTarget) -> Callable[[str], str]:
+    """Maps "gcc", "objcopy", "ar" to the paths of the target's tools."""
+    family = target.compiler.removesuffix("gcc")
+    paths: dict[str, str] = {}
+    for tool in ("gcc", "objcopy", "ar"):
+        path = shutil.which(family + tool)
+        if path is None:
+            package = f"gcc-{family.rstrip('-')}" if family else "gcc"
+            raise TargetError(
+                f"target {target.name} needs {family}{tool}, which is not on the PATH; install gcc and binutils "
+                f"(on Debian: apt-get install {package})"
+            )
+        paths[tool] = path
+    return paths.__getitem__
+
+
+def _run(arguments: Sequence[str], work: Path) -> None:
+    result = subprocess.run(arguments, cwd=work, capture_output=True, text=True)
+    if result.returncode:
+        raise OSError(f"{Path(arguments[0]).name} failed ({result.returncode}): {result.stderr.strip()[-2000:]}")
+
+
+def _link(work: Path, tools: Callable[[str], str], kernels: Sequence[Path], prefix: str) -> None:
+    """From the files in `work` to model.o (only the C interface is global), libmodel.a and model.so."""
+    gcc = tools("gcc")
+    for path in sorted(RUNTIME.glob("*.[ch]")):
+        shutil.copy(path, work / path.name)
+    (work / "constants.S").write_text(_CONSTANTS, encoding="ascii")
+    sources = ["driver.c", *(p.name for p in sorted(RUNTIME.glob("*.c")))]
+    _run([gcc, *_CFLAGS, "-c", *sources, "constants.S"], work)
+    parts = [Path(s).stem + ".o" for s in sources] + ["constants.o", *(k.name for k in kernels)]
+    (work / "parts.txt").write_text("\n".join(parts), encoding="ascii")
+    _run([gcc, "-r", "-nostdlib", "-o", "model.o", "@parts.txt"], work)
+    keep = [f"--keep-global-symbol={prefix}_{name}" for name in PUBLIC]
+    _run([tools("objcopy"), "--strip-debug", *keep, "model.o"], work)
+    _run([tools("ar"), "rcsD", "libmodel.a", "model.o"], work)
+    flags = ["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,-s"]
+    _run([gcc, "-shared", "-o", "model.so", "model.o", *flags, "-pthread", "-lm"], work)

@@ -1,0 +1,41 @@
+/* What the CPU has and the operating system saves: cpuid and xgetbv.
+ * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 14.3 and 15.2. */
+#include "qc_cpu.h"
+#include "qc_runtime.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static uint64_t saved_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return ((uint64_t)high << 32) | low;
+}
+
+uint64_t qc_cpu_features(void) {
+    enum { OSXSAVE = 1 << 27, YMM_STATE = 0x6, ZMM_STATE = 0xe6 };
+    uint32_t a, b, c, d, a1, b1, c1, d1;
+    uint64_t features = 0, state;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return 0;
+    state = saved_state();
+    if ((state & YMM_STATE) != YMM_STATE) return 0;
+    if (c & (1u << 12)) features |= QC_CPU_FMA;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+    if (b & (1u << 5)) features |= QC_CPU_AVX2;
+    if (a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 & (1u << 4))) features |= QC_CPU_AVX_VNNI;
+    if ((state & ZMM_STATE) != ZMM_STATE) return features;
+    if (b & (1u << 16)) features |= QC_CPU_AVX512F;
+    if (b & (1u << 17)) features |= QC_CPU_AVX512DQ;
+    if (b & (1u << 28)) features |= QC_CPU_AVX512CD;
+    if (b & (1u << 30)) features |= QC_CPU_AVX512BW;
+    if (b & (1u << 31)) features |= QC_CPU_AVX512VL;
+    if (c & (1u << 1)) features |= QC_CPU_AVX512VBMI;
+    if (c & (1u << 11)) features |= QC_CPU_AVX512_VNNI;
+    return features;
+}
+
+#else
+
+uint64_t qc_cpu_features(void) { return 0; }
+
+#endif
