@@ -160,8 +160,7 @@ def _pairs(words: list[str], known: tuple[str, ...]) -> dict[str, str]:
 
 def _port(words: list[str]) -> Port:
     name, dtype = _literal(words[0], str), words[1]
-    opened = next(i for i, w in enumerate(words) if w.startswith("("))
-    closed = next(i for i, w in enumerate(words) if w.endswith(")"))
+    opened, closed = [w[0] for w in words].index("("), [w[-1] for w in words].index(")")
     shape = _literal(" ".join(words[opened : closed + 1]), tuple)
     given = _pairs(words[closed + 1 :], ("address", "scale", "zero_point"))
     return Port(

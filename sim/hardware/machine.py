@@ -129,6 +129,15 @@ class Machine(_Part):
             return self.constant_memory
         return self.main_memory
 
+    def space_bytes(self, space: Space) -> int:
+        """Capacity of the memory behind an address space."""
+        on_chip = {
+            Space.activation: self.activation_memory.size_bytes,
+            Space.weight: self.weight_memory.size_bytes,
+            Space.parameter: self.vector.parameter_bytes,
+        }
+        return on_chip[space] if space in on_chip else self.external(space).size_bytes
+
     @property
     def hash(self) -> str:
         """sha256 over everything but name and description: what a program is compiled for."""

@@ -205,5 +205,12 @@ def limits(kind: str) -> tuple[int, int]:
     return _FORMATS[kind][1:]
 
 
+def check_written(ins: Instruction, count: int, space: Space, machine: Machine) -> None:
+    """Refuse to write more bytes than the memory has; it also bounds the work of an instruction."""
+    size = machine.space_bytes(space)
+    if count > size:
+        raise ProgramError(f"{ins.mnemonic}: writes {count} bytes; the {space.name} memory has {size}")
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)

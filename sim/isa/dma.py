@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.sim.errors import ProgramError
-from qcompiler.sim.isa.base import Counts, Instruction, Queue, Space, Timing, ceil_div, operand
+from qcompiler.sim.isa.base import Counts, Instruction, Queue, Space, Timing, ceil_div, check_written, operand
 from qcompiler.sim.isa.window import Windowed, window_values
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Copy(Instruction):
         check_route(self, Space(self.source), Space(self.target), machine)
         if not self.runs or not self.run_bytes:
             raise ProgramError("copy: n1, n2, n3 and run_bytes must be at least 1")
+        check_written(self, self.runs * self.run_bytes, Space(self.target), machine)
 
     def execute(self, state: MachineState) -> None:
         shape = (self.n1, self.n2, self.n3, self.run_bytes)
@@ -173,6 +174,7 @@ class Im2col(Windowed):
         self.check_window(self.run_bytes)
         if self.source == Space.fill or self.target_pitch < self.taps * self.run_bytes:
             raise ProgramError(f"im2col: {self.taps} taps of {self.run_bytes} bytes exceed pitch {self.target_pitch}")
+        check_written(self, self.pixels * self.taps * self.run_bytes, Space.activation, machine)
 
     def execute(self, state: MachineState) -> None:
         values, _ = window_values(self, state, Space(self.source), self.run_bytes, self.zero)
@@ -226,6 +228,7 @@ class GatherRows(Instruction):
             raise ProgramError(f"gather_rows: index_bytes is 4 or 8, not {self.index_bytes}")
         if not self.count or not self.table_rows or not self.run_bytes:
             raise ProgramError("gather_rows: count, table_rows and run_bytes must be at least 1")
+        check_written(self, self.count * self.run_bytes, Space.activation, machine)
 
     def execute(self, state: MachineState) -> None:
         index = state.memory(Space.activation).read_as(self, self.index_address, self.count, f"i{self.index_bytes}")

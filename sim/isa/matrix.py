@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qcompiler.sim.hardware import Machine
     from qcompiler.sim.machine_state import MachineState
 
-OVERWRITE, ACCUMULATE = 0, 1
+BLOCK_ELEMENTS = 1 << 22  # of the unrolled windows that the simulator holds at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +105,18 @@ class MatrixMultiply(Windowed):
             raise ProgramError("matmul: output stationary takes its weights row by row from the weight memory")
 
     def execute(self, state: MachineState) -> None:
-        values, inside = window_values(self, state, Space.activation, self.run, self.zero)
-        del inside  # padding holds the zero point and contributes nothing
-        # float64 is exact: every partial sum is far below 2**53.
-        x = values.reshape(self.pixels, self.reduction).astype(np.float64) - self.zero
         shape = (self.reduction, self.columns)
         strides = (1, self.weight_pitch) if self.weight_transposed else (self.weight_pitch, 1)
         w = state.memory(self.weight_space).read(self, self.weight_address, shape, strides)
-        total = (x @ (w.astype(np.float64) - self.weight_zero)).astype(np.int64)
+        w = w.astype(np.float64) - self.weight_zero
+        # Padding holds the zero point and contributes nothing.
+        values, _ = window_values(self, state, Space.activation, self.run, self.zero)
+        total = np.empty((self.pixels, self.columns), dtype=np.int64)
+        rows = max(1, BLOCK_ELEMENTS // (self.out_w * self.reduction))
+        for y in range(0, self.out_h, rows):
+            # float64 is exact: every partial sum is far below 2**53.
+            x = values[y : y + rows].reshape(-1, self.reduction).astype(np.float64) - self.zero
+            total[y * self.out_w : (y + rows) * self.out_w] = x @ w
         if self.accumulate:
             total += state.read_accumulators(self, self.accumulator_row, self.pixels, self.columns)
         state.write_accumulators(self, self.accumulator_row, total)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qcompiler.sim import numerics
 from qcompiler.sim.errors import ProgramError
-from qcompiler.sim.isa.base import Counts, Instruction, Queue, Space, ceil_div, operand
+from qcompiler.sim.isa.base import Counts, Instruction, Queue, Space, ceil_div, check_written, operand
 
 if TYPE_CHECKING:
     from qcompiler.sim.hardware import Machine
@@ -161,12 +161,13 @@ class Requantized(VectorInstruction):
     post: int = operand("u8", "1 table, 2 add, 4 one record for all channels", 0)
     table: int = operand("u16", "parameter memory: the 256 bytes of the table", 0)
 
-    def check_post(self, machine: Machine, allowed: int) -> None:
+    def check_post(self, machine: Machine, pixels: int, allowed: int) -> None:
         if self.post & ~allowed:
             raise ProgramError(f"{self.mnemonic}: post={self.post} has bits that it does not know")
         check_rounding(self, self.rounding, machine)
         if self.width < 1:
             raise ProgramError(f"{self.mnemonic}: width must be at least 1")
+        check_written(self, pixels * self.width, Space.activation, machine)
 
     def table_cycles(self, machine: Machine) -> int:
         """Loading a shared table: L entries a cycle, broadcast to the look-up memory of every lane."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.sim.errors import ProgramError
-from qcompiler.sim.isa.base import Counts, Space, Timing, ceil_div, operand
+from qcompiler.sim.isa.base import Counts, Space, Timing, ceil_div, check_written, operand
 from qcompiler.sim.isa.post import (
     ADD_FLAG,
     ADD_RECORD_BYTES,
@@ -77,7 +77,7 @@ class Requantize(Requantized):
         return self.out_h * self.out_w
 
     def check(self, machine: Machine) -> None:
-        self.check_post(machine, TABLE_FLAG | ADD_FLAG | SHARED_FLAG)
+        self.check_post(machine, self.pixels, TABLE_FLAG | ADD_FLAG | SHARED_FLAG)
         if self.width > machine.matrix.columns or not self.pixels:
             raise ProgramError(f"requantize: {self.pixels} pixels of {self.width}; at most {machine.matrix.columns}")
         if self.accumulator_row + self.pixels > machine.matrix.accumulator_rows:
@@ -122,7 +122,7 @@ class Depthwise(Requantized, Windowed):
 
     def check(self, machine: Machine) -> None:
         self.check_window(self.width)
-        self.check_post(machine, TABLE_FLAG | SHARED_FLAG)
+        self.check_post(machine, self.pixels, TABLE_FLAG | SHARED_FLAG)
 
     def execute(self, state: MachineState) -> None:
         x, _ = window_values(self, state, Space.activation, self.width, self.zero)
@@ -166,7 +166,7 @@ class Pool(Requantized, Windowed):
 
     def check(self, machine: Machine) -> None:
         self.check_window(self.width)
-        self.check_post(machine, TABLE_FLAG | SHARED_FLAG)
+        self.check_post(machine, self.pixels, TABLE_FLAG | SHARED_FLAG)
         if self.mode not in (MAXIMUM, SUM):
             raise ProgramError(f"pool: unknown mode {self.mode}")
 
@@ -220,6 +220,7 @@ class _Binary(VectorInstruction):
             raise ProgramError(f"{self.mnemonic}: out_h, out_w and width must be at least 1")
         if self.b_scalar > 1:
             raise ProgramError(f"{self.mnemonic}: b_scalar is 0 or 1")
+        check_written(self, self.elements, Space.activation, machine)
 
     def read_operands(self, state: MachineState) -> tuple[np.ndarray, np.ndarray]:
         memory, shape = state.memory(Space.activation), (self.out_h, self.out_w, self.width)
@@ -338,6 +339,7 @@ class Table(VectorInstruction):
             raise ProgramError("table: out_h, out_w and width must be at least 1")
         if self.per_channel > 1:
             raise ProgramError("table: per_channel is 0 or 1")
+        check_written(self, self.pixels * self.width, Space.activation, machine)
 
     def execute(self, state: MachineState) -> None:
         memory, shape = state.memory(Space.activation), (self.out_h, self.out_w, self.width)
@@ -401,6 +403,7 @@ class Interpolate(VectorInstruction):
     def check(self, machine: Machine) -> None:
         if not self.out_w * self.width or self.weight_y > 256:
             raise ProgramError("interpolate: out_w and width must be at least 1, weight_y at most 256")
+        check_written(self, self.out_w * self.width, Space.activation, machine)
         check_rounding(self, self.rounding, machine)
 
     def execute(self, state: MachineState) -> None:

@@ -4,7 +4,8 @@ Output pixel (oy, ox), tap (ky, kx) sees ``run`` consecutive bytes of the tile s
 ``iy = y0 + oy*stride_y + ky*dilation_y`` and byte ``b = (x0 + ox*stride_x + kx*dilation_x) * pixel_pitch``; byte b+j
 of that row is at ``address + iy*row_pitch + b + j`` and is *inside* when ``0 <= iy < in_h`` and
 ``0 <= b + j < in_w*pixel_pitch``. Outside bytes are padding: they read as the zero point and touch no memory.
-A run longer than a pixel covers several neighbouring pixels (few-channel layers), the test stays per byte.
+A run longer than a pixel covers several neighbouring pixels (few-channel layers), the test stays per byte. All windows
+of an instruction, padding included, span at most 2**26 bytes, and one window has at most 2**16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from qcompiler.sim.isa.base import Instruction, Space, operand
 
 if TYPE_CHECKING:
     from qcompiler.sim.machine_state import MachineState
+
+
+MAX_SPAN_BYTES = 1 << 26
+MAX_WINDOW_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +55,24 @@ class Windowed(Instruction):
     def taps(self) -> int:
         return self.kernel_h * self.kernel_w
 
+    def span(self, run: int) -> tuple[int, int]:
+        """Rows, and bytes of a row, that all windows together cover, padding included."""
+        rows = (self.out_h - 1) * self.stride_y + (self.kernel_h - 1) * self.dilation_y + 1
+        columns = (self.out_w - 1) * self.stride_x + (self.kernel_w - 1) * self.dilation_x
+        return rows, columns * self.pixel_pitch + run
+
     def check_window(self, run: int) -> None:
         for name in ("in_h", "in_w", "out_h", "out_w", "kernel_h", "kernel_w", "pixel_pitch"):
             if getattr(self, name) < 1:
                 raise ProgramError(f"{self.mnemonic}: {name} must be at least 1")
         if run < 1:
             raise ProgramError(f"{self.mnemonic}: nothing to read")
+        rows, width = self.span(run)
+        if self.taps * run > MAX_WINDOW_BYTES or rows * width > MAX_SPAN_BYTES:
+            raise ProgramError(
+                f"{self.mnemonic}: a window of {self.taps * run} bytes, or windows over {rows} rows of {width} bytes: "
+                f"at most {MAX_WINDOW_BYTES} and {MAX_SPAN_BYTES}"
+            )
 
 
 def window_values(
@@ -63,9 +80,7 @@ def window_values(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """``(values int8, inside bool)``, both [out_h, out_w, kernel_h, kernel_w, run]; padding holds `zero`."""
     memory = state.memory(space)
-    rows = (ins.out_h - 1) * ins.stride_y + (ins.kernel_h - 1) * ins.dilation_y + 1
-    columns = (ins.out_w - 1) * ins.stride_x + (ins.kernel_w - 1) * ins.dilation_x
-    width = columns * ins.pixel_pitch + run
+    rows, width = ins.span(run)
     first_byte = ins.x0 * ins.pixel_pitch
     # A run inside one pixel (a slice of the channels) must not touch what follows it in the last pixel.
     line = ins.in_w * ins.pixel_pitch if run > ins.pixel_pitch else (ins.in_w - 1) * ins.pixel_pitch + run
