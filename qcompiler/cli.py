@@ -132,6 +132,7 @@ def run(
         Path | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Write all outputs here.")
     ] = None,
     threads: Threads = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Print how long each step takes.")] = False,
 ) -> None:
     """Run a compiled artefact on data: outputs, accuracy and latency.
 
@@ -140,10 +141,11 @@ def run(
       qcompiler run out/ --input samples.npz
       qcompiler run out/ --input test.npz --labels labels --threads 2
       qcompiler run out/ --input samples.npz -o scores.npz
+      qcompiler run out/ --input samples.npz --profile
     """
     from qcompiler.execution import run_samples
 
-    run_samples(artifact, input, labels, output, threads)
+    run_samples(artifact, input, labels, output, threads, profile)
 
 
 @app.command()

@@ -32,7 +32,7 @@ class Timing:
 
 
 def execute(model: Model, samples: Samples) -> tuple[dict[str, npt.NDArray[Any]], Timing]:
-    """All outputs, stacked over samples, and the timing."""
+    """All outputs, joined over samples, and the timing."""
     results: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in model.outputs}
     seconds = []
     for sample in samples:
@@ -44,7 +44,7 @@ def execute(model: Model, samples: Samples) -> tuple[dict[str, npt.NDArray[Any]]
     while len(seconds) < MIN_TIMED and sum(seconds) < 2.0:
         seconds.append(_timed(model))
     return (
-        {name: np.stack(values) for name, values in results.items()},
+        {name: _join(values) for name, values in results.items()},
         Timing(min(seconds), statistics.median(seconds), len(seconds)),
     )
 
@@ -59,8 +59,15 @@ def accuracy(scores: npt.NDArray[Any], labels: npt.NDArray[Any], where: str) -> 
     return float(np.mean(np.argmax(flat, axis=1) == labels))
 
 
-def run_samples(directory: Path, data: Path, labels: str | None, output: Path | None, threads: int) -> None:
-    """Run the artefact on the data and print outputs or where they went, accuracy and latency."""
+def _join(values: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One array with a leading sample axis: the batch axis where that is 1, a new one otherwise."""
+    return np.concatenate(values) if values[0].shape[:1] == (1,) else np.stack(values)
+
+
+def run_samples(
+    directory: Path, data: Path, labels: str | None, output: Path | None, threads: int, profile: bool
+) -> None:
+    """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
     model = load(directory, threads)
     samples = Samples(data, {t.name: t for t in model.artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
@@ -78,6 +85,17 @@ def run_samples(directory: Path, data: Path, labels: str | None, output: Path | 
         print(f"accuracy  {accuracy(scores, wanted, str(data)):.4f} ({len(scores)} samples, argmax of {name!r})")
     threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
     print(f"latency   {timing} ({model.isa}, {threads_text})")
+    if profile:
+        _print_profile(model)
+
+
+def _print_profile(model: Model) -> None:
+    steps = model.profile(MIN_TIMED)
+    total = sum(seconds for _, seconds in steps)
+    width = max(len(name) for name, _ in steps)
+    print(f"profile   mean of {MIN_TIMED} inferences on the last sample, each step timed")
+    for name, seconds in steps:
+        print(f"  {name:<{width}}  {_time(seconds):>10}  {seconds / total:6.1%}")
 
 
 def _timed(model: Model) -> float:

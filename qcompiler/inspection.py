@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qcompiler.artifact import Artifact
+from qcompiler.report.collect import kernel_text
 from qcompiler.report.html import millions, show_db, size
 from qcompiler.sim.integer_program import Tensor
 
@@ -44,7 +45,7 @@ def print_artifact(artifact: Artifact, layers: bool = False, program: bool = Fal
         for number, layer in enumerate(report["layers"], start=1):
             table.add_row(
                 str(number), escape(layer["name"]), escape(layer["kind"]), "x".join(map(str, layer["shape"])),
-                show_db(layer["sqnr_db"]), f"{layer['macs']:,}" if layer["macs"] else "", escape(layer["kernel"]),
+                show_db(layer["sqnr_db"]), f"{layer['macs']:,}" if layer["macs"] else "", escape(kernel_text(layer)),
             )  # fmt: skip
         console.print(table)
         return

@@ -6,6 +6,7 @@ Nothing here needs TVM; `qcompiler.load` is as light as NumPy and ctypes.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
@@ -44,23 +45,46 @@ class Model:
                 f"{artifact.directory} was compiled for {made_for} (target {manifest.target}); this machine is "
                 f"{platform.machine()}. Compile with a target of this machine (`qcompiler targets`) to run it here"
             )
-        library = _open_library(artifact.path("model.so"))
-        prefix = manifest.name
-        isa = getattr(library, f"{prefix}_isa")
-        isa.restype = ctypes.c_char_p
-        name = isa()
-        if name is None:
-            raise TargetError(
-                f"{artifact.directory} was compiled for {manifest.target}, and this CPU lacks those instructions; "
-                "compile for a lower level, or for 'x86', which chooses at load"
-            )
-        self.isa: str = name.decode()
-        getattr(library, f"{prefix}_set_threads")(ctypes.c_int(threads))
+        self._library, self._prefix = _open_library(artifact.path("model.so")), manifest.name
+        self.isa = self._chosen_instruction_set()
+        if self._function("set_threads", ctypes.c_int)(threads):
+            raise TargetError(f"{artifact.directory}: {threads} threads could not be started; ask for fewer")
         self.inputs = {t.name: _aligned(t) for t in manifest.inputs}
         self.outputs = {t.name: _aligned(t) for t in manifest.outputs}
-        workspace = _aligned(Tensor("workspace", (max(manifest.workspace_bytes, 1),), "uint8"))
-        self._keep = (library, workspace)
-        self.invoke = _invoker(getattr(library, f"{prefix}_run"), self.inputs, self.outputs, workspace)
+        self._workspace = _aligned(Tensor("workspace", (max(manifest.workspace_bytes, 1),), "uint8"))
+        self.invoke = _invoker(self._function("run", ctypes.c_int), self.inputs, self.outputs, self._workspace)
+
+    def _function(self, name: str, result: Any) -> Any:
+        function = getattr(self._library, f"{self._prefix}_{name}")
+        function.restype = result
+        return function
+
+    def _chosen_instruction_set(self) -> str:
+        name = self._function("isa", ctypes.c_char_p)()
+        if name is not None:
+            return str(name.decode())
+        what = f"{self.artifact.directory}, compiled for {self.artifact.manifest.target},"
+        if forced := os.environ.get("QCOMPILER_ISA"):
+            raise TargetError(
+                f"{what} cannot use QCOMPILER_ISA={forced}: this CPU lacks it, or it was not compiled in; unset it"
+            )
+        raise TargetError(
+            f"{what} needs instructions that this CPU lacks; compile for one of those that `qcompiler targets` "
+            "says run here, or for 'x86', which chooses at load"
+        )
+
+    def profile(self, repeats: int) -> list[tuple[str, float]]:
+        """Run on what the inputs hold and return (step, seconds of one run, mean) in order of execution."""
+        steps = self._function("step_count", ctypes.c_int)()
+        times, switch = (ctypes.c_uint64 * steps)(), self._function("profile", None)
+        switch(times)
+        try:
+            for _ in range(repeats):
+                self.invoke()
+        finally:
+            switch(None)
+        name = self._function("step_name", ctypes.c_char_p)
+        return [(name(i).decode(), times[i] / repeats / 1e9) for i in range(steps)]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Copies of the outputs for these inputs (a missing leading axis of 1 is added). Raises CalibrationError."""
@@ -97,7 +121,6 @@ def _invoker(
     function: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array], workspace: Array
 ) -> Callable[[], None]:
     """A closure over everything that does not change between calls: what remains is one foreign call."""
-    function.restype = ctypes.c_int
     sources = (ctypes.c_void_p * len(inputs))(*(a.ctypes.data for a in inputs.values()))
     results = (ctypes.c_void_p * len(outputs))(*(a.ctypes.data for a in outputs.values()))
     space = ctypes.c_void_p(workspace.ctypes.data)

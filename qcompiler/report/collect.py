@@ -62,6 +62,12 @@ def weight_bytes(op: Operation, program: IntegerProgram) -> int:
     return own + sum(program.tensors[n].bytes for n in op.inputs if n in program.constants)
 
 
+def kernel_text(layer: Mapping[str, Any]) -> str:
+    """The kernel for people: an operation that is fused into another's kernel says whose."""
+    fused = layer["kernel"] and layer["group"] not in ("", layer["name"])
+    return f"in {layer['group']}" if fused else str(layer["kernel"])
+
+
 def collect(
     program: IntegerProgram,
     accuracy: Accuracy | None,

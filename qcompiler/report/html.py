@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from qcompiler.report.collect import kernel_text
 from qcompiler.report.plots import Bar, columns, rows
 
 LOW_DB = 6.0  # a drop in SQNR worth a look: half the amplitude lost to noise in one layer
@@ -42,6 +43,7 @@ def render(report: Mapping[str, Any]) -> str:
         show_db=show_db,
         sort_key=lambda v: {"exact": 1e6, "no signal": -1e6, None: -2e6}.get(v, v),
         elements=math.prod,
+        kernel_text=kernel_text,
     )
 
 
