@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,8 @@ from qcompiler.passes.ranges import (
     Parameters,
     Range,
     collapsed,
-    fixed_parameters,
+    group_parameters,
     padded_values,
-    parameters,
     sources,
     tied_groups,
     union,
@@ -125,15 +123,16 @@ class FloatExecutor:
     Tensors are split over several sessions when they would take too much memory together.
     """
 
-    def __init__(self, graph: Graph, tensors: Iterable[str]) -> None:
+    def __init__(self, graph: Graph, tensors: Sequence[str], batch: int | None = None) -> None:
+        """batch: samples to run at once, instead of as many as fit BATCH_BYTES."""
         self.graph = graph
         self.types = {name: graph.types[name] for name in graph.inputs}
         self.inputs = [n for n in tensors if n in graph.inputs]
         wanted = [n for n in tensors if n not in graph.inputs]
         sizes = {n: int(np.prod(graph.types[n].shape)) * 4 for n in wanted}
         per_sample = max(sum(sizes.values()), 1)
-        batchable = batches(graph)
-        self.batch = max(1, min(MAX_BATCH, BATCH_BYTES // per_sample)) if batchable else 1
+        batchable = batch != 1 and batches(graph)
+        self.batch = batch or (max(1, min(MAX_BATCH, BATCH_BYTES // per_sample)) if batchable else 1)
         self.exported: list[Exported] = []
         self.sessions = [
             self._session(group, "batch" if batchable else None) for group in _groups(wanted, sizes, self.batch)
@@ -187,10 +186,10 @@ def _groups(names: Sequence[str], sizes: Mapping[str, int], batch: int) -> list[
 
 
 # --------------------------------------------------------------------------------------- calibration
-def observe(graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[], Observer],
+def observe(graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[str], Observer],
             progress: Progress | None = None) -> dict[str, Observer]:  # fmt: skip
-    """One observer a tensor, fed with every sample. Raises CalibrationError naming a tensor that is not finite."""
-    observers = {name: make() for name in names}
+    """One observer a tensor, made from its name. Raises CalibrationError naming a tensor that is not finite."""
+    observers = {name: make(name) for name in names}
     for name, value in FloatExecutor(graph, names).run(samples, progress):
         try:
             if value.size:
@@ -220,16 +219,21 @@ def calibrate(
     graph = read(module)
     fusion = analyse(graph)
     groups = tied_groups(graph, fusion)
-    free = [group for group in groups if fixed_parameters(graph, group) is None]
-    names = [name for group in free for name in sources(graph, group)]
-    observers = observe(graph, names, samples, partial(make_observer, observer, **options), progress)
+    names = [name for group in groups for name in sources(graph, group)]
+
+    def make(name: str) -> Observer:
+        # A probability is never an outlier: the largest ones are what softmax is about.
+        producer = graph.producers.get(name)
+        if producer is not None and producer.op == "nn.softmax":
+            return make_observer("min_max")
+        return make_observer(observer, **options)
+
+    observers = observe(graph, names, samples, make, progress)
     ranges = {name: seen.range() for name, seen in observers.items()}
     result: dict[str, Parameters] = {}
     for group in groups:
-        fixed = fixed_parameters(graph, group)
-        if fixed is None:
-            fixed = parameters(*_group_range(graph, fusion, group, ranges))
-        result.update((name, fixed) for name in group)
+        found = group_parameters(graph, group, *_group_range(graph, fusion, group, ranges))
+        result.update((name, found) for name in group)
     return {name: result[name] for name in fusion.quantised}
 
 

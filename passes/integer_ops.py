@@ -29,11 +29,11 @@ from qcompiler.sim.integer_program import (
     accumulator_bound,
 )
 from qcompiler.sim.numerics import (
-    SOFTMAX_SCALE,
     SOFTMAX_ZERO_POINT,
     add_multipliers,
     layer_norm_constants,
     layer_norm_epsilon,
+    softmax_fraction_bits,
     softmax_table,
 )
 
@@ -290,11 +290,12 @@ def _softmax(lowering: Lowering, region: Region) -> str:
     _float_origin(lowering, "softmax")
     source = lowering.operand(region.root.inputs[0])
     table = softmax_table(params_of(lowering.tensors[source])[0])
-    natural = (SOFTMAX_SCALE, SOFTMAX_ZERO_POINT)
+    bits = softmax_fraction_bits(255 * region.parameters[0])
+    natural = (2.0**-bits, SOFTMAX_ZERO_POINT)
     fits = region.parameters == natural and (region.low, region.high) == (-np.inf, np.inf)
     name = region.name if fits else f"{region.name}.softmax"
     target = lowering.declare(name, region.quantised, natural)
-    lowering.emit(Softmax(target.name, (source,), target.name, table))
+    lowering.emit(Softmax(target.name, (source,), target.name, table, bits))
     if fits:
         return target.name
 

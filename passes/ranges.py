@@ -8,7 +8,7 @@ import numpy as np
 
 from qcompiler.passes.fuse import MOVES, Fusion
 from qcompiler.passes.graph import Graph, Node
-from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
+from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, SOFTMAX_ZERO_POINT, softmax_fraction_bits
 
 Range = tuple[float, float]
 Parameters = tuple[float, int]
@@ -75,12 +75,12 @@ def sources(graph: Graph, group: Iterable[str]) -> list[str]:
     return [n for n in group if n not in graph.producers or not keeps_quantisation(graph, graph.producers[n])]
 
 
-def fixed_parameters(graph: Graph, group: Iterable[str]) -> Parameters | None:
-    """The parameters that the integer program dictates for a group: softmax alone has 1/256 and -128."""
+def group_parameters(graph: Graph, group: Iterable[str], low: float, high: float) -> Parameters:
+    """`parameters`, or for what softmax alone computes the nearest that it can: a power of two and -128."""
     origin = [graph.producers.get(n) for n in sources(graph, group)]
     if origin and all(node is not None and node.op == "nn.softmax" for node in origin):
-        return SOFTMAX_SCALE, SOFTMAX_ZERO_POINT
-    return None
+        return 2.0 ** -softmax_fraction_bits(high), SOFTMAX_ZERO_POINT
+    return parameters(low, high)
 
 
 def padded_values(graph: Graph, group: Iterable[str]) -> list[float]:

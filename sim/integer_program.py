@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.sim.errors import ProgramError
-from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, ROUNDINGS, Rounding
+from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, ROUNDINGS, SOFTMAX_MAX_BITS, SOFTMAX_MIN_BITS, Rounding
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
@@ -297,9 +297,10 @@ class Mean(Operation):
 # ------------------------------------------------------------------------------------ normalisation
 @dataclass(frozen=True, eq=False)
 class Softmax(_SameShape):
-    """`numerics.softmax` over the last axis; the output has scale 1/256 and zero point -128. table: int32 [256]."""
+    """`numerics.softmax` over the last axis; output scale 2**-fraction_bits, zero point -128. table: int32 [256]."""
 
     table: Array
+    fraction_bits: int = SOFTMAX_MIN_BITS
 
 
 @dataclass(frozen=True, eq=False)
@@ -532,8 +533,11 @@ def _check_types(op: Operation, ins: list[Tensor], out: Tensor, fail: Any) -> No
                 raise fail(f"moves {t} into {out}: dtype, scale and zero point must not change")
     elif not isinstance(op, FloatOp) and any(t.dtype != "int8" for t in [*ins, out]):
         raise fail("is integer work on something that is not int8")
-    if isinstance(op, Softmax) and (out.scale, out.zero_point) != (1 / 256, -128):
-        raise fail("an integer softmax has output scale 1/256 and zero point -128")
+    if isinstance(op, Softmax):
+        if not SOFTMAX_MIN_BITS <= op.fraction_bits <= SOFTMAX_MAX_BITS:
+            raise fail(f"fraction_bits {op.fraction_bits} is not in {SOFTMAX_MIN_BITS}..{SOFTMAX_MAX_BITS}")
+        if (out.scale, out.zero_point) != (2.0**-op.fraction_bits, -128):
+            raise fail(f"its output has scale 2**-{op.fraction_bits} and zero point -128, not {out}")
     requantize = getattr(op, "requantize", None)
     if requantize is not None:
         if requantize.zero_point != out.zero_point:

@@ -211,8 +211,8 @@ def look_up(x: Array, table: Array) -> npt.NDArray[np.int8]:
 
 
 # ------------------------------------------------------------------------------------------- softmax
-SOFTMAX_SCALE = 1.0 / 256.0
 SOFTMAX_ZERO_POINT = -128
+SOFTMAX_MIN_BITS, SOFTMAX_MAX_BITS = 8, 16
 SOFTMAX_MAX_LENGTH = 1 << 16
 
 
@@ -221,20 +221,30 @@ def softmax_table(scale_in: float) -> npt.NDArray[np.int32]:
     return np.floor(np.exp(-np.arange(256, dtype=np.float64) * float(scale_in)) * 2.0**15 + 0.5).astype(np.int32)
 
 
-def softmax(x: Array, table: Array) -> npt.NDArray[np.int8]:
-    """Integer softmax over the last axis; output scale 1/256, zero point -128 (as in TensorFlow Lite).
+def softmax_fraction_bits(largest: float) -> int:
+    """The finest output scale ``2**-f``, f in 8..16, at which 255 steps still reach the probability `largest`."""
+    bits = int(np.floor(np.log2(255.0 / max(float(largest), 2.0**-20))))
+    return min(max(bits, SOFTMAX_MIN_BITS), SOFTMAX_MAX_BITS)
+
+
+def softmax(x: Array, table: Array, fraction_bits: int = SOFTMAX_MIN_BITS) -> npt.NDArray[np.int8]:
+    """Integer softmax over the last axis; output scale ``2**-fraction_bits`` (8..16), zero point -128.
+
+    Eight bits is TensorFlow Lite's definition and always fits; more suit rows whose probabilities are all small
+    (attention over many keys, a thousand classes), and saturate above ``255 * 2**-fraction_bits``.
 
     With e = table[max - x] (15 fractional bits) and S = sum(e) < 2**31 of n = bit_length(S) bits:
-    ``r = floor(2**(n+15) / S)`` (2**15 < r <= 2**16), ``p = e*r`` (fits 32 bits unsigned), and
-    ``q = min((p + 2**(n+6)) >> (n+7), 255) - 128``. The last axis holds at most 2**16 - 1 elements.
-    Where n + 7 > 31 the quotient is below one half for every e, so that a 32-bit shifter may return 0.
+    ``r = floor(2**(n+15) / S)`` (2**15 < r <= 2**16), ``p = e*r`` (at most 2**31), the shift
+    ``s = n + 15 - fraction_bits`` and ``q = min((p + 2**(s-1)) >> s, 255) - 128``. The last axis holds at most
+    2**16 - 1 elements. Where s > 31 the quotient is below one half for every e, so that a 32-bit shifter may return 0.
     """
     distance = x.max(axis=-1, keepdims=True).astype(np.int64) - x.astype(np.int64)
     e = np.asarray(table, dtype=np.int64)[distance]
     total = e.sum(axis=-1, keepdims=True)
     bits = np.frexp(total.astype(np.float64))[1].astype(np.int64)  # bit_length; exact: total < 2**53
     reciprocal = (np.int64(1) << (bits + 15)) // total
-    q = (e * reciprocal + (np.int64(1) << (bits + 6))) >> (bits + 7)
+    shift = bits + 15 - fraction_bits
+    q = (e * reciprocal + (np.int64(1) << (shift - 1))) >> shift
     return (np.minimum(q, 255) - 128).astype(np.int8)
 
 

@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Wall time says nothing about correctness on a busy machine.
+settings.register_profile("qcompiler", deadline=None)
+settings.load_profile("qcompiler")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -67,4 +67,3 @@ def _instruction(kind: type[Instruction]) -> str:
         offset += (high - low).bit_length() // 8
     table = "\n".join(rows) + "\n" if kind.operands() else ""
     return f"### `{kind.mnemonic}` (opcode {kind.opcode:#04x})\n\n{doc}\n{table}"
-

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.sim import numerics
 from qcompiler.sim.errors import ProgramError
-from qcompiler.sim.isa.base import Counts, Space, Timing, operand
+from qcompiler.sim.isa.base import Counts, Space, Timing, check_written, operand
 from qcompiler.sim.isa.post import VECTOR_PIPELINE, VectorInstruction
 from qcompiler.sim.isa.vector import issue, vectors
 
@@ -35,9 +35,10 @@ class _Rows(VectorInstruction):
     out_address: int = operand("u32", "activation memory: first byte written")
     out_pitch: int = operand("u32", "bytes from one output row to the next")
 
-    def check_rows(self, longest: int) -> None:
+    def check_rows(self, machine: Machine, longest: int) -> None:
         if not self.rows or not 1 <= self.length <= longest:
             raise ProgramError(f"{self.mnemonic}: {self.rows} rows of {self.length}; a row has 1..{longest} elements")
+        check_written(self, self.rows * self.length, Space.activation, machine)
 
     def read_rows(self, state: MachineState):  # type: ignore[no-untyped-def]
         shape, strides = (self.rows, self.length), (self.in_pitch, 1)
@@ -52,7 +53,8 @@ def _tree(machine: Machine) -> int:
 class Softmax(_Rows):
     """`numerics.softmax` of each row.
 
-    Semantics: numerics.softmax with the int32 table of 256 entries at `table` in the parameter memory.
+    Semantics: numerics.softmax with the int32 table of 256 entries at `table` in the parameter memory and
+    `fraction_bits`.
     Timing: ceil(1024/L) cycles to load the table (L bytes a cycle); then each row 3*ceil(length/L) (maximum; look-up
     and sum; scale), two trees of ceil(log2 L), a 32-cycle division and two drained pipelines of 8.
     Counts: per element three activation reads, one write, two vector operations, one look-up, one requantisation.
@@ -62,15 +64,19 @@ class Softmax(_Rows):
     mnemonic = "softmax"
 
     table: int = operand("u16", "parameter memory: 256 int32 entries")
+    fraction_bits: int = operand("u8", "the output scale is 2**-fraction_bits, 8..16", numerics.SOFTMAX_MIN_BITS)
 
     def check(self, machine: Machine) -> None:
-        self.check_rows(numerics.SOFTMAX_MAX_LENGTH - 1)
+        self.check_rows(machine, numerics.SOFTMAX_MAX_LENGTH - 1)
+        low, high = numerics.SOFTMAX_MIN_BITS, numerics.SOFTMAX_MAX_BITS
+        if not low <= self.fraction_bits <= high:
+            raise ProgramError(f"softmax: fraction_bits={self.fraction_bits} is outside {low}..{high}")
 
     def execute(self, state: MachineState) -> None:
         table = state.memory(Space.parameter).read_as(self, self.table, 256, "i4")
         if not (0 <= int(table.min()) and int(table.max()) <= 1 << 15 and int(table[0]) > 0):
             raise ProgramError(f"softmax: the table at {self.table} is not one of numerics.softmax_table")
-        values = numerics.softmax(self.read_rows(state), table)
+        values = numerics.softmax(self.read_rows(state), table, self.fraction_bits)
         state.memory(Space.activation).write(self, self.out_address, (self.out_pitch, 1), values)
 
     def timing(self, machine: Machine) -> Timing:
@@ -111,7 +117,7 @@ class LayerNorm(_Rows):
     maximum: int = operand("i8", "largest result", 127)
 
     def check(self, machine: Machine) -> None:
-        self.check_rows(numerics.LAYER_NORM_MAX_LENGTH)
+        self.check_rows(machine, numerics.LAYER_NORM_MAX_LENGTH)
         if not 1 <= self.shift <= 22 or not 1 <= self.epsilon <= 1 << 48:
             raise ProgramError(f"layer_norm: shift={self.shift} or epsilon={self.epsilon} is outside 1..22, 1..2**48")
 

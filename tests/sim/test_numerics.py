@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from qcompiler.sim import numerics
 
 scales = st.floats(min_value=2.0**-40, max_value=2.0**10, width=32, exclude_min=True)
@@ -221,3 +222,22 @@ def test_layer_norm_of_a_constant_row_is_beta() -> None:
 def test_rounding_shift_right_is_floor_of_half_up(value: int, shift: int) -> None:
     got = int(numerics.rounding_shift_right(np.array(value), shift))
     assert got == math.floor(Fraction(value, 2**shift) + Fraction(1, 2))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(9, 16), st.integers(2, 2000))
+def test_finer_softmax_outputs_saturate_and_round(seed: int, bits: int, length: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-20, 20, (3, length)).astype(np.int8)
+    got = (numerics.softmax(x, numerics.softmax_table(0.02), bits).astype(float) + 128) / 2.0**bits
+    e = np.exp(x * 0.02)
+    real = np.minimum(e / e.sum(axis=-1, keepdims=True), 255 * 2.0**-bits)
+    # The exponentials carry 15 bits, the reciprocal 16: a relative error of 2**-14 of up to 255 steps.
+    assert np.abs(got - real).max() * 2.0**bits <= 0.5 + 255 * 2.0**-14
+
+
+@given(st.floats(1e-7, 1.0))
+def test_softmax_bits_reach_the_largest_probability(largest: float) -> None:
+    bits = numerics.softmax_fraction_bits(largest)
+    assert 8 <= bits <= 16
+    assert 255 * 2.0**-bits >= largest or bits == 8
+    assert bits == 16 or 255 * 2.0 ** -(bits + 1) < largest

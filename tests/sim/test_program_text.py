@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from qcompiler.sim import program_text
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.integer_program import (

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from qcompiler.sim import numerics, reference
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.integer_program import (
