@@ -344,3 +344,21 @@ def activated(node: Node, value: relax.Expr, name: str, parameters: tuple[float,
     if ("", name) not in CONVERTERS or len(keys) != len(parameters):
         raise Unsupported(f"it carries the activation {name}, which is not known")
     return node.convert_as(name, [value], "", **dict(zip(keys, parameters, strict=True)))  # type: ignore[return-value]
+
+
+# ----------------------------------------------------------------------------------- scans and sums
+@converter("CumSum")
+def cumulative_sum(node: Node) -> Result:
+    axis = int(node.constant(1, "axis").reshape(()))
+    reverse = bool(node.attribute("reverse", 0))
+    x = node.tensor(0)
+    if reverse:
+        x = node.emit(R.flip(x, axis), "flipped")
+    total = R.cumsum(x, axis=axis, exclusive=bool(node.attribute("exclusive", 0)))
+    return R.flip(node.emit(total, "total"), axis) if reverse else total
+
+
+@converter("Einsum")
+def einsum(node: Node) -> Result:
+    subscripts = str(node.required("equation")).replace(" ", "")
+    return R.einsum([node.tensor(i) for i in range(len(node.inputs))], subscripts)
