@@ -18,6 +18,7 @@ from tvm.relax import op as R
 
 from qcompiler.passes.base import Pass
 from qcompiler.passes.graph import attributes_of
+from qcompiler.passes.layout import ELEMENTWISE
 from qcompiler.passes.rewrite import Array, Rewriter, const, constant_value, dtype_of, op_name, shape_of
 
 COMMUTATIVE = {"add", "multiply", "maximum", "minimum"}
@@ -36,7 +37,10 @@ class _Canonicalize(Rewriter):
         op = op_name(call)
         call = self.with_float_constants(call, op)
         if op in BINARY:
-            return self.binary(name, call, op)
+            result = self.binary(name, call, op)
+            return self.below_reshape(name, result) if isinstance(result, relax.Call) else result
+        if op in ELEMENTWISE:
+            return self.below_reshape(name, call)
         if op == "permute_dims":
             return self.permute(call)
         if op in ("reshape", "squeeze", "expand_dims", "flatten"):
@@ -106,6 +110,28 @@ class _Canonicalize(Rewriter):
         current = constant_value(old)
         same = current is not None and current.shape == value.shape and np.array_equal(current, value)
         return old if same else const(value)
+
+    def below_reshape(self, name: str, call: relax.Call) -> relax.Expr:
+        """f(reshape(x)) as reshape(f(x)), for a reshape that only adds or removes axes of extent 1 before the last.
+
+        So the reshapes around one-dimensional layers meet and vanish.
+        """
+        args, shapes = list(call.args), []
+        for i, arg in enumerate(args):
+            value = constant_value(arg)
+            if not isinstance(arg, relax.Var):
+                if value is not None and value.size > 1 and value.ndim > 1:
+                    return call
+                continue
+            inner = self.call_of(arg, "reshape")
+            if inner is None or not self.only_use(arg) or not _moves_unit_axes(shape_of(inner.args[0]), shape_of(arg)):
+                return call
+            args[i] = inner.args[0]
+            shapes.append((shape_of(arg), shape_of(inner.args[0])))
+        if "axis" in attributes_of(call) or len(set(shapes)) != 1:
+            return call
+        result = self.emit(relax.Call(call.op, args, call.attrs, call.ty_args), name, exact=True)
+        return self.emit(R.reshape(result, shapes[0][0]), f"{name}.reshaped")
 
     # ----------------------------------------------------------------------------------- data movement
     def permute(self, call: relax.Call) -> relax.Expr:
@@ -283,6 +309,10 @@ class _Canonicalize(Rewriter):
 def _scalar(expr: relax.Expr) -> float | None:
     value = constant_value(expr)
     return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+
+def _moves_unit_axes(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return old[-1:] == new[-1:] != () and [d for d in old if d != 1] == [d for d in new if d != 1]
 
 
 def _is_neutral(op: str, value: Array) -> bool:

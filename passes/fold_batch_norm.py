@@ -119,6 +119,12 @@ class _Fold(Rewriter):
 
     def affine(self, x: relax.Expr, channels: int) -> tuple[relax.Expr, Array, Array]:
         """(y, factor, shift) with x = y * factor + shift per channel, taken from up to two steps in front of x."""
+        inner = self.call_of(x, "reshape")
+        if inner is not None and self.only_use(x) and shape_of(inner.args[0])[-1:] == (channels,):
+            y, factor, shift = self.affine(inner.args[0], channels)
+            if y.same_as(inner.args[0]):
+                return x, factor, shift
+            return self.emit(R.reshape(y, shape_of(x)), f"{y.name}.reshaped"), factor, shift
         factor, shift = np.ones(channels), np.zeros(channels)
         for op in ("add", "multiply"):
             step = self.call_of(x, op)

@@ -64,7 +64,7 @@ class _Layout(Rewriter):
         self.current = ""
 
     def _backwards(self) -> set[relax.Var]:
-        """Tensors that end up in an image operator through element-wise operators only."""
+        """Tensors that end up in an image operator through element-wise operators and reshapes of pixels only."""
         wanted: set[relax.Var] = set()
         for var, call in reversed(self.old):
             op = op_name(call)
@@ -73,6 +73,8 @@ class _Layout(Rewriter):
             elif op in ELEMENTWISE and var in wanted:
                 rank = len(shape_of(var))
                 wanted.update(a for a in variables_of(call) if len(shape_of(a)) == rank)
+            elif op == "reshape" and var in wanted and _keeps_channels(shape_of(call.args[0]), shape_of(var)):
+                wanted.update(variables_of(call))
         return wanted
 
     def run(self) -> tvm.IRModule:
@@ -289,13 +291,18 @@ class _Layout(Rewriter):
         x, new = call.args[0], shape_of(var)
         old = shape_of(x)
         if isinstance(x, relax.Var) and len(old) >= 3 and (self.only_last(x) or var in self.wants_last):
-            if len(new) >= 3 and old[:2] == new[:2]:  # only the pixels' axes change
+            if _keeps_channels(old, new):
                 self.bind(self.last, var, R.reshape(self.as_last(x), (new[0], *new[2:], new[1])))
                 return
             if self.only_last(x) and (old[1] == 1 or math.prod(old[2:]) == 1):  # both forms hold the same bytes
                 self.bind(self.plain, var, R.reshape(self.as_last(x), new))
                 return
         self.as_imported(var, call)
+
+
+def _keeps_channels(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether a reshape only changes the axes of pixels."""
+    return len(old) >= 3 and len(new) >= 3 and old[:2] == new[:2]
 
 
 def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

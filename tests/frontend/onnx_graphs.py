@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler.frontend.onnx import import_onnx
 from qcompiler.passes.canonical import canonical_pipeline
 from qcompiler.passes.graph import Graph, read
-from qcompiler.sim.float_ops import FLOAT_OPS, TUPLE_INPUT
+from qcompiler.sim.float_ops import FLOAT_OPS
 
 Array = np.ndarray
 OPSET = 17
@@ -80,8 +80,6 @@ def evaluate(module: tvm.IRModule, feeds: Mapping[str, Array]) -> list[Array]:
             values[node.name] = _quantize(*arguments, **attributes)
         elif node.op == "dequantize":
             values[node.name] = _dequantize(*arguments, **attributes)
-        elif node.op in TUPLE_INPUT:
-            values[node.name] = FLOAT_OPS[node.op](arguments, **attributes)
         else:
             values[node.name] = FLOAT_OPS[node.op](*arguments, **attributes)
         assert values[node.name].shape == graph.types[node.name].shape, node
