@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -287,50 +287,52 @@ def _tilings(g: Geometry, r: Residency) -> list[tuple[int, int]]:
 
 
 def _reductions(g: Geometry, machine: Machine) -> list[tuple[int, int]]:
-    """part_rows, part_channels: (0, 0) when a block's weights fit, else the largest parts of which two fit."""
+    """part_rows, part_channels worth trying: (0, 0) when a block's weights fit, the largest parts of which two fit
+    when two blocks do not."""
     (kh, kw), channels = g.kernel, g.image[3] // g.groups
     columns, memory = min(machine.matrix.columns, g.output[3] // g.groups), machine.weight_memory.size_bytes
-    if kh * kw * channels * columns <= memory or g.kind == "matmul":
-        return [(0, 0)]
-    row = kw * channels * columns
-    if row <= memory // 2:
-        return [(balanced(kh, memory // 2 // row), 0)]
-    return [(1, balanced(channels, memory // 2 // (kw * columns)))]
+    row, half = kw * channels * columns, memory // 2
+    whole = [(0, 0)] if kh * row <= memory else []
+    if kh * row <= half or g.kind == "matmul":
+        return whole
+    if row <= half:
+        return [*whole, (balanced(kh, half // row), 0)]
+    return [*whole, (1, balanced(channels, half // (kw * columns)))] if kw * columns <= half else whole
+
+
+def _groups(g: Geometry, machine: Machine, parted: bool) -> list[int]:
+    """Blocks of a group whose weights (unless they come in parts) and parameters fit, twice where there are more."""
+    count, array = len(blocks(g, machine)), machine.matrix
+    block_bytes = 0 if parted else g.reduction * min(array.columns, g.output[3] // g.groups)
+    found = []
+    for group in _halvings(count):
+        parameters = group * array.columns * MAX_RECORD_BYTES + TABLE_BYTES * g.tables + 16
+        # One block may stand alone: its successor then loads when it is done.
+        share = 1 if group in (1, count) else 2
+        if group * block_bytes * share <= machine.weight_memory.size_bytes and (
+            parameters * share <= machine.vector.parameter_bytes
+        ):
+            found.append(group)
+    return found
 
 
 def _matrix(g: Geometry, r: Residency, machine: Machine) -> Iterator[Mapping]:
     count, array = len(blocks(g, machine)), machine.matrix
-    block_bytes = g.reduction * min(array.columns, g.output[3] // g.groups)
-    ((part_rows, part_channels),) = _reductions(g, machine)
-    parted = bool(part_rows or part_channels)
-    tail = TABLE_BYTES * g.tables + 16
-    groups = []
-    for group in _halvings(count):
-        single = group == count
-        weights = 0 if parted else group * block_bytes
-        parameters = group * array.columns * MAX_RECORD_BYTES + tail
-        share = 1 if single else 2
-        if weights * share <= machine.weight_memory.size_bytes and (
-            parameters * share <= machine.vector.parameter_bytes
-        ):
-            groups.append(group)
-    flows = ["output_stationary" in array.dataflows and "weight_stationary" not in array.dataflows]
-    if len(array.dataflows) == 2 and g.kind != "matmul":
-        flows = [False, True]
-    gathers = [False]
-    if g.kind == "conv" and g.groups == 1 and math.prod(g.kernel) > 1 and not parted and g.reduction < 65536:
-        if ceil_div(g.reduction, array.rows) < g.kernel[0] * ceil_div(g.kernel[1] * g.image[3], array.rows):
-            gathers = [False, True]
-    for tile_h, tile_w in _tilings(g, r):
-        for group in groups:
-            for outer in (True, False) if group < count else (True,):
-                for limit in (array.accumulator_rows // 2, array.accumulator_rows // 4, array.accumulator_rows // 8):
-                    step_h, step_w = _step(tile_h, tile_w, max(limit, 1))
-                    for flow in flows:
-                        for im2col in gathers:
-                            yield Mapping(
-                                tile_h, tile_w, group, outer, step_h, step_w, flow, im2col, part_rows, part_channels
-                            )
+    flows = [flow == "output_stationary" for flow in array.dataflows]
+    if g.kind == "matmul" and "weight_stationary" in array.dataflows:
+        flows = [False]
+    limits = {max(array.accumulator_rows // n, 1) for n in (2, 4, 8)}
+    for part_rows, part_channels in _reductions(g, machine):
+        parted = bool(part_rows or part_channels)
+        gathers = [False]
+        if g.kind == "conv" and g.groups == 1 and math.prod(g.kernel) > 1 and not parted and g.reduction < 65536:
+            if ceil_div(g.reduction, array.rows) < g.kernel[0] * ceil_div(g.kernel[1] * g.image[3], array.rows):
+                gathers = [False, True]
+        for (tile_h, tile_w), group in product(_tilings(g, r), _groups(g, machine, parted)):
+            steps = {_step(tile_h, tile_w, limit) for limit in limits}
+            orders = (True, False) if group < count else (True,)
+            for outer, (step_h, step_w), flow, im2col in product(orders, sorted(steps, reverse=True), flows, gathers):
+                yield Mapping(tile_h, tile_w, group, outer, step_h, step_w, flow, im2col, part_rows, part_channels)
 
 
 def candidates(g: Geometry, r: Residency, machine: Machine) -> list[Mapping]:
