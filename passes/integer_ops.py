@@ -175,6 +175,9 @@ def _conv2d(lowering: Lowering, region: Region) -> str:
 
 
 def _within_int32(operation: Conv2d | Dense) -> Conv2d | Dense:
+    rows = operation.weight.shape[0]
+    if operation.weight.size // max(rows, 1) * 255 * 128 + int(np.abs(operation.bias).max(initial=0)) < 2**31:
+        return operation  # whatever the weights are
     bound = int(accumulator_bound(operation).max(initial=0))
     if bound > 2**31 - 1:
         raise Declined(f"its accumulator could reach {bound}, beyond int32")
@@ -185,7 +188,7 @@ def _matmul(lowering: Lowering, region: Region) -> str:
     graph, (left, right) = lowering.graph, region.root.inputs
     a = lowering.operand(left)
     scale_a = params_of(lowering.tensors[a])[0]
-    if right in graph.constants and graph.constants[right].ndim == 2:
+    if right in graph.constants and len(graph.types[right].shape) == 2:
         weight, scales = _weight(lowering, right, 1)
         bias, scale = _affine(lowering, region, _product(lowering, scale_a, scales), weight.shape[1])
         target = target_of(lowering, region)

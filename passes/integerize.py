@@ -9,7 +9,7 @@ form, so nothing here knows who chose the scales.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,19 +60,40 @@ def fold_constants(graph: Graph) -> tuple[Graph, dict[str, Quantised]]:
     In the new graph a dequantised constant is a float constant; the second result keeps its integers.
     """
     values = dict(graph.constants)
+    types = dict(graph.types)
     quantised: dict[str, Quantised] = {}
     nodes = []
     for node in graph.nodes:
         if node.op == "quantize" and node.inputs[0] in values:
             values[node.name] = _quantize_constant(node, values)
+            types[node.name] = TensorType(values[node.name].shape, str(values[node.name].dtype))
         elif node.op == "dequantize" and node.inputs[0] in values:
             integers, scale, zero = (values[n] for n in node.inputs)
             constant = Quantised(integers, scale.reshape(-1), zero.reshape(-1), int(node.attributes["axis"])).signed()
             quantised[node.name] = constant
-            values[node.name] = constant.real()
         else:
             nodes.append(node)
-    return replace_graph(graph, nodes, values), quantised
+    constants = _Dequantized(values, quantised)
+    return replace(graph, nodes=tuple(nodes), constants=constants, types=types), quantised
+
+
+class _Dequantized(Mapping[str, Array]):
+    """Constants by name; a dequantised one is computed when asked for (the weights of a large model never are)."""
+
+    def __init__(self, values: Mapping[str, Array], quantised: Mapping[str, Quantised]) -> None:
+        self.floats, self.quantised = values, quantised
+
+    def __getitem__(self, name: str) -> Array:
+        return self.quantised[name].real() if name in self.quantised else self.floats[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.quantised or name in self.floats
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.floats, **self.quantised})
+
+    def __len__(self) -> int:
+        return len({**self.floats, **self.quantised})
 
 
 def _own_parameters(value: Array) -> Quantised | None:
@@ -84,12 +105,6 @@ def _own_parameters(value: Array) -> Quantised | None:
     return Quantised(
         quantize_linear(value, np.float32(scale), zero), np.array([scale], np.float32), np.array([zero]), 0
     )
-
-
-def replace_graph(graph: Graph, nodes: list[Node], constants: Mapping[str, Array]) -> Graph:
-    types = dict(graph.types)
-    types.update((n, TensorType(v.shape, str(v.dtype))) for n, v in constants.items())
-    return replace(graph, nodes=tuple(nodes), constants=constants, types=types)
 
 
 def _quantize_constant(node: Node, values: Mapping[str, Array]) -> Array:

@@ -95,9 +95,10 @@ class Histogram:
             self._grow(low, high)
         position = values.reshape(-1) * np.float32(1.0 / self.width)
         position -= np.float32(self.origin)
-        # float32 rounding may put a value at the very edge one bin outside.
-        index = np.clip(position, 0, self.bins - 1, out=position).astype(np.intp)
-        self.counts += np.bincount(index, minlength=self.bins)
+        # Conversion truncates, and float32 rounding may land one bin beyond the last: fold that one back.
+        counts = np.bincount(position.astype(np.intp), minlength=self.bins + 1)
+        counts[self.bins - 1] += counts[self.bins]
+        self.counts += counts[: self.bins]
 
     def _grow(self, low: float, high: float) -> None:
         """Merge pairs of bins until the grid reaches from low to high beside what it already holds."""

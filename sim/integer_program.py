@@ -561,5 +561,5 @@ def _check_types(op: Operation, ins: list[Tensor], out: Tensor, fail: Any) -> No
 
 def accumulator_bound(op: Conv2d | Dense) -> npt.NDArray[np.int64]:
     """Largest possible |acc| of each output channel: ``255 * sum |w| + |bias|`` (x - zero_point is in -255..255)."""
-    weight = np.abs(op.weight.astype(np.int64)).reshape(op.weight.shape[0], -1)
-    return 255 * weight.sum(axis=1) + np.abs(op.bias.astype(np.int64))
+    weight = np.abs(op.weight.astype(np.int16)).reshape(op.weight.shape[0], -1)
+    return 255 * weight.sum(axis=1, dtype=np.int64) + np.abs(op.bias.astype(np.int64))

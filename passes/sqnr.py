@@ -1,0 +1,70 @@
+"""Signal to quantisation noise, layer by layer: which tensor of the integer program strays from the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+from qcompiler.passes.calibrate import FloatExecutor, Samples, check_sample
+from qcompiler.passes.graph import read
+from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.numerics import dequantize_linear
+from qcompiler.sim.reference import execute
+
+Array = npt.NDArray[Any]
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)`` for sums of squares; infinity without noise, minus infinity without signal."""
+    if noise == 0.0:
+        return np.inf
+    return float(10.0 * np.log10(signal / noise)) if signal > 0.0 else -np.inf
+
+
+def float_name(program: IntegerProgram, tensor: str, known: Iterable[str]) -> str | None:
+    """The float model's tensor that a tensor of the program stands for, or None for helpers of the lowering."""
+    names = set(known)
+    if tensor in names:
+        return tensor
+    plain = tensor.removesuffix(".int8")
+    return plain if plain in names else None
+
+
+def layer_sqnr(module: tvm.IRModule, program: IntegerProgram, samples: Samples, limit: int = 4) -> dict[str, float]:
+    """SQNR in dB of every tensor of the program that the float module has too, by the program's name for it.
+
+    module: the canonical float module that the program was made from. At most `limit` samples are used (the
+    reference interpreter is exact, not fast). Float results come from ONNX Runtime, integer ones from
+    `sim.reference`, dequantised. Raises CalibrationError for samples that do not fit the model.
+    """
+    graph = read(module)
+    inputs = {name: graph.types[name] for name in graph.inputs}
+    checked = [check_sample(s, i, inputs) for i, s in enumerate(islice(samples, limit))]
+    origin = {n: f for n in program.tensors if (f := float_name(program, n, graph.types)) and f not in graph.constants}
+    wanted = list(dict.fromkeys(origin.values()))
+    executor = FloatExecutor(graph, [n for n in wanted if graph.types[n].dtype == "float32"], batch=1)
+    signal: dict[str, float] = dict.fromkeys(origin, 0.0)
+    noise = dict(signal)
+    for sample in checked:
+        real = dict(executor.run_canonical([sample]))
+        values = execute(program, sample, keep=True)
+        for name, source in origin.items():
+            if source not in real or real[source].shape != values[name].shape:
+                continue
+            exact = real[source].astype(np.float64)
+            error = exact - _real(program, name, values)
+            signal[name] += float(np.sum(exact * exact))
+            noise[name] += float(np.sum(error * error))
+    return {n: sqnr_db(signal[n], noise[n]) for n in origin if signal[n] > 0.0 and n not in program.inputs}
+
+
+def _real(program: IntegerProgram, name: str, values: Mapping[str, Array]) -> Array:
+    tensor = program.tensors[name]
+    if tensor.scale is None or tensor.zero_point is None:
+        return values[name].astype(np.float64)
+    return dequantize_linear(values[name], np.float32(tensor.scale), tensor.zero_point).astype(np.float64)
