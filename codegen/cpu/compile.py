@@ -86,6 +86,16 @@ def compile_function(function: Any, symbol: str, isa: InstructionSet) -> Any:
     return tvm.get_global_func(f"target.build.{target.kind.name}")(_passes(target)(module), target)
 
 
+def _object(module: Any) -> bytes:
+    """The module's object file. LLVM writes it to memory: it would abort the process where a disk is full."""
+    handle = os.memfd_create("object")
+    try:
+        module.write_to_file(f"/proc/self/fd/{handle}", "o")
+        return os.pread(handle, os.fstat(handle).st_size, 0)
+    finally:
+        os.close(handle)
+
+
 def compile_kernels(
     kernels: Mapping[str, Kernel],
     isa: InstructionSet,
@@ -101,7 +111,7 @@ def compile_kernels(
     def one(item: tuple[str, Kernel]) -> Path:
         symbol, kernel = item
         path = directory / f"{symbol}.o"
-        compile_function(kernel.template(isa, **kernel.parameters), symbol, isa).write_to_file(str(path))
+        path.write_bytes(_object(compile_function(kernel.template(isa, **kernel.parameters), symbol, isa)))
         if progress is not None:
             progress(kernel.name)
         return path

@@ -106,6 +106,7 @@ def collect(
         for op in program.operations
         if isinstance(op, FloatOp)
     ]
+    weights = sum(layer["weight_bytes"] for layer in layers)
     measured = None
     if accuracy is not None:
         measured = {
@@ -121,10 +122,10 @@ def collect(
             "operations": len(program.operations),
             "float_operations": len(fallbacks),
             "macs": sum(layer["macs"] for layer in layers),
-            "weight_bytes": sum(layer["weight_bytes"] for layer in layers),
+            "weight_bytes": weights,
         },
         "accuracy": measured,
-        "sizes": dict(sizes),
+        "sizes": {**sizes, "weights": weights},
         "layers": layers,
         "fallbacks": fallbacks,
     }
