@@ -111,15 +111,23 @@ class Node:
             raise Unsupported(f"its output {extra[0]!r} is used, and only its first output can be computed")
 
     def convert_as(self, op_type: str, inputs: Sequence[Value | None], suffix: str = "", **attributes: Any) -> Result:
-        """Convert another ONNX operator in this node's place; `attributes` replace this node's."""
+        """Convert a standard operator in this node's place; `attributes` replace this node's.
+
+        From another domain, whose versions count on their own, it is the newest one.
+        """
         outputs = [f"{self.outputs[0]}.{suffix}"] if suffix else self.outputs
-        other = replace(self, op_type=op_type, domain="", inputs=inputs, outputs=outputs, attributes=attributes)
+        opset = self.opset if self.domain == "" else OPSETS[-1]
+        other = replace(
+            self, op_type=op_type, domain="", opset=opset, inputs=inputs, outputs=outputs, attributes=attributes
+        )
         return CONVERTERS["", op_type](other)
 
 
 Converter: TypeAlias = Callable[[Node], Result]
 CONVERTERS: dict[tuple[str, str], Converter] = {}
 STANDARD_DOMAINS = ("", "ai.onnx")
+OPSETS = range(7, 25)
+"""Versions of the standard operators that converters understand."""
 
 
 def converter(*op_types: str, domain: str = "") -> Callable[[Converter], Converter]:

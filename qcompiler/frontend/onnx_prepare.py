@@ -15,9 +15,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, numpy_helper
 
+from qcompiler.frontend.onnx_node import OPSETS
 from qcompiler.sim.errors import ModelError, did_you_mean
 
-OPSETS = range(7, 25)
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 
 

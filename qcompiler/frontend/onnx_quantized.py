@@ -180,7 +180,7 @@ def qlinear_concat(node: Node) -> Result:
 
 _UNARY = {
     "QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu", "QLinearAveragePool": "AveragePool",
-    "QLinearGlobalAveragePool": "GlobalAveragePool", "QLinearSoftmax": "Softmax", "QLinearReduceMean": "ReduceMean",
+    "QLinearGlobalAveragePool": "GlobalAveragePool", "QLinearSoftmax": "Softmax",
 }  # fmt: skip
 
 
@@ -189,17 +189,12 @@ def qlinear_unary(node: Node) -> Result:
     if node.attribute("channels_last", 0):
         raise Unsupported("its tensors are channels-last", "run ONNX Runtime's optimiser at level basic only")
     attributes: dict[str, Any] = dict(node.attributes)
-    if node.op_type == "QLinearSoftmax" and attributes.pop("opset", 13) < 13:
-        rank = len(node.shape())
-        if int(attributes.get("axis", 1)) % rank != rank - 1:
-            raise Unsupported("its axis is not the last one")
-    # The com.microsoft domain has a version of its own: the float operator is the newest one with attributes.
-    real = real_input(node, 0, "x")
-    if node.op_type == "QLinearReduceMean":
-        axes = [int(a) for a in attributes.get("axes", range(len(node.shape())))]
-        return quantize_result(node, R.mean(real, axis=axes, keepdims=bool(attributes.get("keepdims", 1))), 3)
     if node.op_type == "QLinearSoftmax":
-        return quantize_result(node, R.nn.softmax(real, int(attributes.get("axis", -1))), 3)
+        coerced, rank = attributes.pop("opset", 13) < 13, len(node.shape())
+        attributes.setdefault("axis", 1 if coerced else -1)
+        if coerced and int(attributes["axis"]) % rank != rank - 1:
+            raise Unsupported("its axis is not the last one")
+    real = real_input(node, 0, "x")
     return quantize_result(node, node.convert_as(_UNARY[node.op_type], [real], "float", **attributes), 3)
 
 
