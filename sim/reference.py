@@ -1,7 +1,7 @@
 """The NumPy reference interpreter of the integer program: the judge of every target.
 
 Each function states one operation straight from its definition in `integer_program` and `numerics`. Sums of
-int8 products run through float64 matrix multiplication, which is exact (every partial sum is far below 2**53).
+int8 products run through floating-point matrix multiplication in pieces short enough to be exact (`exact_product`).
 """
 
 from __future__ import annotations
@@ -75,25 +75,52 @@ def _windows(
             )
 
 
+FLOAT32_EXACT = 1 << 24
+
+
+def exact_product(x: Array, weight: Array) -> npt.NDArray[np.int64]:
+    """``x @ weight.T`` of integers: x int [M, K] of magnitude up to 2**15, weight int8 [N, K]; int64 [M, N].
+
+    float32 products of integers are exact in any order while no partial sum can exceed 2**24. K is cut where
+    max|x| * sum|w| would, for the output with the largest weights.
+    """
+    largest = max(1, int(np.abs(x).max(initial=0)))
+    reach = np.cumsum(np.abs(weight.astype(np.int64)), axis=1) * largest
+    acc = np.zeros((x.shape[0], weight.shape[0]), dtype=np.int64)
+    start, length = 0, weight.shape[1]
+    while start < length:
+        done = reach[:, start - 1 : start] if start else 0
+        within = (reach[:, start:] - done).max(axis=0, initial=0) <= FLOAT32_EXACT
+        stop = start + max(1, int(np.argmin(within)) if not within.all() else length - start)
+        piece = x[:, start:stop].astype(np.float32) @ weight[:, start:stop].T.astype(np.float32)
+        acc += piece.astype(np.int64)
+        start = stop
+    return acc
+
+
 def _conv2d(op: Conv2d, ins: list[Tensor], out: Tensor, x: Array) -> Array:
-    centred = x.astype(np.float64) - _zero(ins[0])
-    weight = op.weight.astype(np.float64)
-    o, _, _, i_group = weight.shape
-    o_group = o // op.groups
-    acc = np.zeros(out.shape, dtype=np.float64)
-    for i, j, view in _windows(centred, op.kernel, op.stride, op.dilation, op.padding, 0.0, out.shape):
-        if op.depthwise:
-            acc += view * weight[:, i, j, 0]
-            continue
-        for g in range(op.groups):
-            outs = slice(g * o_group, (g + 1) * o_group)
-            acc[..., outs] += view[..., g * i_group : (g + 1) * i_group] @ weight[outs, i, j].T
-    return _requantize(acc.astype(np.int64) + op.bias, op.requantize)
+    centred = x.astype(np.int16) - np.int16(_zero(ins[0]))
+    views = _windows(centred, op.kernel, op.stride, op.dilation, op.padding, 0, out.shape)
+    if op.depthwise:
+        acc = np.zeros(out.shape, dtype=np.int32)
+        for i, j, view in views:
+            acc += view * op.weight[:, i, j, 0].astype(np.int32)
+        return _requantize(acc.astype(np.int64) + op.bias, op.requantize)
+    rows, o = out.elements // out.shape[3], op.weight.shape[0]
+    columns = np.stack([view for _, _, view in views], axis=3)  # [N, OH, OW, KH*KW, C]
+    parts = []
+    for g in range(op.groups):
+        width = op.weight.shape[3]
+        part = columns[..., g * width : (g + 1) * width].reshape(rows, -1)
+        weight = op.weight[g * (o // op.groups) : (g + 1) * (o // op.groups)]
+        parts.append(exact_product(part, weight.reshape(weight.shape[0], -1)))
+    acc = np.concatenate(parts, axis=1).reshape(out.shape)
+    return _requantize(acc + op.bias, op.requantize)
 
 
 def _dense(op: Dense, ins: list[Tensor], out: Tensor, x: Array) -> Array:
-    acc = (x.astype(np.float64) - _zero(ins[0])) @ op.weight.astype(np.float64).T
-    return _requantize(acc.astype(np.int64) + op.bias, op.requantize)
+    centred = (x.astype(np.int16) - np.int16(_zero(ins[0]))).reshape(-1, x.shape[-1])
+    return _requantize(exact_product(centred, op.weight).reshape(out.shape) + op.bias, op.requantize)
 
 
 def _matmul(op: MatMul, ins: list[Tensor], out: Tensor, a: Array, b: Array) -> Array:

@@ -274,3 +274,13 @@ def test_the_accumulator_bound_is_reached() -> None:
     op = conv_program(weight=np.int8([[[[127, -127, 5]]], [[[0, 0, 1]]]]), bias=np.int32([7, -9])).operations[0]
     assert isinstance(op, Conv2d)
     assert accumulator_bound(op).tolist() == [255 * 259 + 7, 255 + 9]
+
+
+@pytest.mark.parametrize("length", [1, 517, 518, 1100])
+def test_exact_products_beyond_float32(length: int) -> None:
+    """255 * 127 * 518 is just over 2**24: longer sums must be cut, and none may lose a unit."""
+    x, weight = RNG.integers(-255, 256, (3, length)), np.maximum(int8(2, length), -127)
+    x[0], weight[0] = 255, 127
+    x[0, -1] = 254  # an odd sum beyond 2**24 is no float32
+    got = reference.exact_product(x.astype(np.int16), weight)
+    assert np.array_equal(got, x @ weight.astype(np.int64).T)
