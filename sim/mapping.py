@@ -371,6 +371,14 @@ def candidates(g: Geometry, r: Residency, machine: Machine) -> list[Mapping]:
     return list(dict.fromkeys(m for m in found if fits(g, m, r, machine)))
 
 
+def reserve(g: Geometry, r: Residency, machine: Machine) -> int | None:
+    """Activation memory worth keeping for the layer's tiles: a quarter of it, but no more than the largest tiling and
+    no less than the smallest needs. None where the other memories are too small for any."""
+    roomy = replace(r, free_bytes=1 << 62)
+    sizes = [2 * sum(slot_bytes(g, m, roomy, machine).values()) for m in candidates(g, roomy, machine)]
+    return max(min(sizes), min(max(sizes), machine.activation_memory.size_bytes // 4)) if sizes else None
+
+
 def shortfall(g: Geometry, r: Residency, machine: Machine) -> str:
     """Which memory is too small for the layer, and by how much."""
     roomy = replace(r, free_bytes=1 << 62)

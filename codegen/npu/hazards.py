@@ -9,27 +9,34 @@ buffers, the hazards of the second do not involve the first.
 
 from __future__ import annotations
 
-import dataclasses
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 from qcompiler.sim.isa import Instruction, Queue
+
+Access = tuple[bool, int, int, int, int, int]  # writes, and the fields of a Region
 
 
 @dataclass(eq=False)
 class Buffer:
     """A piece of one memory: `size` units (bytes, accumulator rows) from `address`.
 
-    log: for each queue, the accesses so far as (instruction, writes, Region fields), in program order.
+    log: for each queue, distinct accesses so far with the last instruction that made them, latest last.
     """
 
     name: str
     address: int
     size: int
-    log: dict[Queue, list[tuple[int, bool, int, int, int, int, int]]] = field(default_factory=dict)
+    log: dict[Queue, dict[Access, int]] = field(default_factory=dict)
 
     def all(self) -> Region:
         return Region(self, 0, self.size)
+
+    def record(self, queue: Queue, access: Access, index: int) -> None:
+        """Note an access, as the latest of its queue."""
+        entries = self.log.setdefault(queue, {})
+        entries.pop(access, None)
+        entries[access] = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +56,28 @@ class Arena:
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
-        self.tenants: list[Buffer] = []
+        # Disjoint (start, stop, buffer), sorted.
+        self.tenants: list[tuple[int, int, Buffer]] = []
 
     def claim(self, name: str, address: int, size: int) -> Buffer:
         """A new buffer there. Whatever overlaps it must have been used for the last time in program order."""
-        assert 0 <= address and address + size <= self.size, (self.name, name, address, size)
+        stop = address + size
+        assert 0 <= address and stop <= self.size, (self.name, name, address, size)
         new = Buffer(name, address, size)
-        kept = []
-        for old in self.tenants:
-            if old.address >= address + size or old.address + old.size <= address:
-                kept.append(old)
-                continue
+        low = bisect_right(self.tenants, address, key=lambda t: t[1])
+        high = bisect_left(self.tenants, stop, key=lambda t: t[0])
+        latest: dict[Queue, int] = {}
+        rest: list[tuple[int, int, Buffer]] = []
+        for start, end, old in self.tenants[low:high]:
             for queue, entries in old.log.items():
-                # The new tenant begins with a write everywhere, and that must follow the last use.
-                new.log.setdefault(queue, []).append((entries[-1][0], False, 0, size, 0, 0, 0))
-            if old.address < address or old.address + old.size > address + size:
-                kept.append(old)
-        for entries in new.log.values():
-            entries.sort()
-        self.tenants = [*kept, new]
+                latest[queue] = max(latest.get(queue, -1), next(reversed(entries.values())))
+            if start < address:
+                rest.append((start, address, old))
+            if end > stop:
+                rest.append((stop, end, old))
+        # The new tenant begins with a write everywhere, and that must follow the last use.
+        new.log = {queue: {(False, 0, size, 0, 0, 0): index} for queue, index in latest.items()}
+        self.tenants[low:high] = sorted([*rest, (address, stop, new)], key=lambda t: t[0])
         return new
 
 
@@ -109,9 +119,8 @@ class Stream:
             self._signal[last] |= bit
             self._seen[queue, other] = last
         for regions, writing in ((reads, False), (writes, True)):
-            for region in regions:
-                entry = (index, writing, region.start, region.stop, region.pitch, region.first, region.last)
-                region.buffer.log.setdefault(queue, []).append(entry)
+            for r in regions:
+                r.buffer.record(queue, (writing, r.start, r.stop, r.pitch, r.first, r.last), index)
         if fence >= 0:
             self._last_fence[queue] = index - 1
         self.instructions.append(instruction)
@@ -125,24 +134,23 @@ class Stream:
 
     def finish(self) -> list[Instruction]:
         """The instructions with their tokens."""
-        return [
-            dataclasses.replace(ins, wait=wait, signal=signal, fence=fence) if wait or signal or fence else ins
-            for ins, wait, signal, fence in zip(
-                self.instructions, self._wait, self._signal, self._fence, strict=True
-            )
-        ]  # fmt: skip
+        for ins, wait, signal, fence in zip(self.instructions, self._wait, self._signal, self._fence, strict=True):
+            # Nobody else holds them yet: cheaper than a copy of each.
+            for name, value in (("wait", wait), ("signal", signal), ("fence", fence)):
+                if value:
+                    object.__setattr__(ins, name, value)
+        return self.instructions
 
 
-def _last_conflict(
-    entries: list[tuple[int, bool, int, int, int, int, int]], region: Region, writing: bool, floor: int
-) -> int:
+def _last_conflict(entries: dict[Access, int], region: Region, writing: bool, floor: int) -> int:
     """The last instruction after `floor` whose access conflicts with the region, or -1."""
-    oldest = bisect_left(entries, (floor + 1,))
-    for i in range(len(entries) - 1, oldest - 1, -1):
-        index, wrote, start, stop, pitch, first, last = entries[i]
-        if not (wrote or writing) or start >= region.stop or stop <= region.start:
+    start, stop, pitch = region.start, region.stop, region.pitch
+    for (wrote, from_, to, step, first, last), index in reversed(entries.items()):
+        if index <= floor:
+            break
+        if not (wrote or writing) or from_ >= stop or to <= start:
             continue
-        if pitch and pitch == region.pitch and (first >= region.last or last <= region.first):
+        if step and step == pitch and (first >= region.last or last <= region.first):
             continue
         return index
     return -1

@@ -22,7 +22,7 @@ from qcompiler.sim.errors import TargetError
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.integer_program import Add, IntegerProgram
 from qcompiler.sim.isa import Halt, Space
-from qcompiler.sim.mapping import Mapping, Residency, shortfall, slot_bytes
+from qcompiler.sim.mapping import Mapping, Residency, reserve, shortfall, slot_bytes
 from qcompiler.sim.moves import Box
 from qcompiler.sim.program import Layer as LayerInfo
 from qcompiler.sim.program import NpuProgram, Port
@@ -92,32 +92,41 @@ def plan(program: IntegerProgram, machine: Machine) -> Plan:
     made = {roots[layer.output] for layer in layers}
     external = {roots[n] for n in program.outputs} | (set(lifetimes) - made)
     resident = {n for n in lifetimes if n not in external and sizes[n] <= machine.activation_memory.size_bytes}
+    needs: dict[tuple[Geometry, bool, bool, bool], int | None] = {}
+    searched: dict[tuple[Geometry, Residency], Mapping | None] = {}
     while True:
-        mappings, residencies = [], []
-        evict: str | None = None
+        residencies = []
         for i, layer in enumerate(layers):
             live = [n for n in resident if lifetimes[n][0] <= i <= lifetimes[n][1]]
-            free = machine.activation_memory.size_bytes - sum(sizes[n] for n in live)
-            residency = _residency(layer, roots, resident, free)
-            found = cost.search(layer.geometry, residency, machine) if free >= 0 else None
-            if found is None:
-                if not live:
-                    raise TargetError(f"layer {layer.name!r} does not fit {machine.name!r}: "
-                                      f"{shortfall(layer.geometry, residency, machine)}")  # fmt: skip
-                evict = max(live, key=lambda n: (sizes[n], n))
+            r = _residency(layer, roots, resident, machine.activation_memory.size_bytes - sum(sizes[n] for n in live))
+            key = (layer.geometry, r.image, r.output, r.operand)
+            if key not in needs:
+                needs[key] = reserve(layer.geometry, r, machine)
+            need = needs[key]
+            if need is None or (need > r.free_bytes and not live):
+                raise TargetError(
+                    f"layer {layer.name!r} does not fit machine {machine.name!r}: "
+                    f"{shortfall(layer.geometry, r, machine)}"
+                )
+            if need > r.free_bytes:
+                resident.discard(max(live, key=lambda n: (sizes[n], n)))
                 break
-            mappings.append(found)
-            residencies.append(residency)
-        if evict is None:
-            items = [Item(n, sizes[n], *lifetimes[n]) for n in resident]
-            for i, (layer, m, r) in enumerate(zip(layers, mappings, residencies, strict=True)):
-                slots = slot_bytes(layer.geometry, m, r, machine)
-                items += [Item(f"{i}:{operand}", 2 * size, i, i) for operand, size in slots.items()]
-            activation, used = pack(items)
-            if used <= machine.activation_memory.size_bytes:
-                break
-            evict = max(resident, key=lambda n: (sizes[n], n))
-        resident.discard(evict)
+            residencies.append(r)
+        if len(residencies) < len(layers):
+            continue
+        mappings, items = [], [Item(n, sizes[n], *lifetimes[n]) for n in resident]
+        for i, (layer, r) in enumerate(zip(layers, residencies, strict=True)):
+            if (layer.geometry, r) not in searched:
+                searched[layer.geometry, r] = cost.search(layer.geometry, r, machine)
+            m = searched[layer.geometry, r]
+            assert m is not None, layer.name
+            mappings.append(m)
+            slots = slot_bytes(layer.geometry, m, r, machine)
+            items += [Item(f"{i}:{operand}", 2 * size, i, i) for operand, size in slots.items()]
+        activation, used = pack(items)
+        if used <= machine.activation_memory.size_bytes:
+            break
+        resident.discard(max(resident, key=lambda n: (sizes[n], n)))
     outside = [Item(n, sizes[n], *lifetimes[n]) for n in lifetimes if n not in resident and n not in program.constants]
     main, main_bytes = pack(outside, machine.main_memory.burst_bytes)
     return Plan(layers, mappings, residencies, roots, activation, main, max(main_bytes, 1))
@@ -159,7 +168,7 @@ def _residency(layer: Layer, roots: dict[str, str], resident: set[str], free: in
     image = all(roots[n] in resident for n in (head.inputs if layer.geometry.kind == "move" else head.inputs[:1]))
     if layer.geometry.kind == "embedding":
         image = False
-    return Residency(image, roots[layer.output] in resident, all(roots[n] in resident for n in others), max(free, 0))
+    return Residency(image, roots[layer.output] in resident, all(roots[n] in resident for n in others), free)
 
 
 def compile_npu(program: IntegerProgram, machine: Machine, host_fallback: bool = False) -> NpuProgram:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import numpy as np
 
 from qcompiler.codegen.npu.context import Context, Place
@@ -11,6 +14,7 @@ from qcompiler.sim import isa, mapping
 from qcompiler.sim.integer_program import AveragePool2d, Conv2d, MaxPool2d, Mean, Requantize, Table
 from qcompiler.sim.isa.post import SHARED_FLAG, TABLE_BYTES, TABLE_FLAG, RoundingCode, encode_records
 from qcompiler.sim.isa.vector import MAXIMUM, SUM
+from qcompiler.sim.isa.window import MAX_WINDOW_BYTES
 from qcompiler.sim.mapping import Mapping, Tile
 from qcompiler.sim.reference import pool_counts
 from qcompiler.sim.workload import Geometry, Layer
@@ -140,11 +144,12 @@ def pool(context: Context, layer: Layer, m: Mapping) -> None:
     data += table
     parameters = context.load_parameters(context.constant(data), len(data)) if data else None
     base = parameters.address if parameters else 0
+    spans = mapping.cut(0, channels, max(MAX_WINDOW_BYTES // math.prod(g.kernel), 1))
     for tile in mapping.tiles(g, m):
         work.stage(tile)
         out = TilePixels(context, work.output, g, tile, 0, channels).open("output")
         for step in mapping.steps(tile, m):
-            for piece in mapping.uniform_pieces(step, counts):
+            for piece, (first, last) in product(mapping.uniform_pieces(step, counts), spans):
                 fields = {"mode": MAXIMUM, "params": 0, "out_zero": 0, "post": TABLE_FLAG * bool(table),
                           "table": base + len(data) - TABLE_BYTES if table else 0}  # fmt: skip
                 if requantize is not None:
@@ -156,5 +161,5 @@ def pool(context: Context, layer: Layer, m: Mapping) -> None:
                     }  # fmt: skip
                 else:
                     assert isinstance(op, MaxPool2d)
-                work.emit(isa.Pool, piece, out, parameters, 0, channels, 1, fields)
+                work.emit(isa.Pool, piece, out, parameters, first, last - first, 1, fields)
         out.drain()
