@@ -28,7 +28,7 @@ def edited(machine: Machine, **fields: Any) -> Machine:
 def machines(draw: st.DrawFn) -> Machine:
     """Small machines of every kind: one or two weight buffers, with and without a constant memory, tiny queues."""
     rows, columns = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([2, 4, 8]))
-    bandwidth = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.5, 8.0])
+    bandwidth = st.sampled_from([1.0, 2.5, 4.0, 8.0])
 
     def external(technology: str) -> dict[str, Any]:
         return {

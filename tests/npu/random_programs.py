@@ -65,7 +65,8 @@ def work(draw: st.DrawFn, machine: Machine) -> Instruction:
         stationary = draw(st.sampled_from([0, 2, 4, 12]))
         columns, run = draw(st.integers(1, machine.matrix.columns)), draw(st.integers(1, 16))
         return isa.MatrixMultiply(
-            address=draw(st.integers(0, 64)), row_pitch=128, pixel_pitch=16, in_h=4, in_w=8, y0=draw(st.integers(-1, 0)),
+            address=draw(st.integers(0, 64)), row_pitch=128, pixel_pitch=16, in_h=4, in_w=8,
+            y0=draw(st.integers(-1, 0)),
             kernel_h=draw(small), kernel_w=draw(small), out_h=draw(small), out_w=draw(small), run=run,
             weight_address=0, weight_pitch=draw(st.integers(1, 3)), columns=columns,
             accumulator_row=draw(st.integers(0, 40)), flags=stationary,
