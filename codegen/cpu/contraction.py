@@ -5,16 +5,11 @@ bytes of an output pixel's window lie: some kernel rows, some kernel columns, so
 strides from the pixel's first byte (`Geometry`). A register tile holds ``lines x pixels x vectors`` accumulators;
 each step loads `vectors` vectors of packed weights and broadcasts one quad of every pixel. The tile ends in
 registers: requantise, pack, fused operations, store.
-
-Packed weights: ``[group][channel block][quad of the window][vector][arranged quads]``. Which channel sits in which
-lane follows from the order in which the instruction set packs int32 vectors to bytes, so that the packed bytes
-come out in channel order; biases and scales use the same lane order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +18,16 @@ import numpy.typing as npt
 from tvm import tirx
 
 from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, bits, constant, load, shuffle, splat
-from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp
+from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pieces
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
+from qcompiler.codegen.cpu.packed_weights import Blocks, channel_order, pack_units, pack_weights
 from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, rescale_constants, rescale_of
 from qcompiler.sim.integer_program import Requantize
 
 Array = npt.NDArray[Any]
+Border = tuple[int, int, int, int]
+NO_BORDER: Border = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ class Geometry:
     groups: independent channel groups, `channels` outputs each, their inputs `group_stride` apart. weight_copies:
     zero for constant weights; otherwise weights and biases are inputs, packed at run time in blocks of whole
     tiles. row_bias: an int32 for every input line of `pixel_stride` bytes is added to the accumulators of its output.
+    border: (top, left, bottom, right) positions around each output image that the kernel fills with the byte `fill`,
+    so that a convolution which pads can read the result as it lies.
     """
 
     image_axes: tuple[tuple[int, int, int], ...]
@@ -58,6 +58,8 @@ class Geometry:
     group_stride: int = 0
     weight_copies: int = 0
     row_bias: bool = False
+    border: Border = NO_BORDER
+    fill: int = 0
 
     @property
     def images(self) -> int:
@@ -75,6 +77,18 @@ class Geometry:
     def positions(self) -> int:
         return self.images * self.lines * self.pixels
 
+    @property
+    def bordered_pixels(self) -> int:
+        return self.pixels + self.border[1] + self.border[3]
+
+    @property
+    def bordered_lines(self) -> int:
+        return self.lines + self.border[0] + self.border[2]
+
+    @property
+    def output_bytes(self) -> int:
+        return self.images * self.bordered_lines * self.bordered_pixels * self.output_channels
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -89,99 +103,6 @@ class Tile:
     vectors: int
     chunk: int
     channels_outer: bool
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How the channels of one group fall into blocks of `vectors` vectors.
-
-    The last block may hold fewer channels, and then fewer vectors unless the blocks are to be whole.
-    """
-
-    lanes: int
-    channels: int
-    vectors: int
-    whole: bool = False
-
-    @property
-    def total_vectors(self) -> int:
-        return self.full * self.vectors + self.tail_vectors
-
-    @property
-    def full(self) -> int:
-        return self.channels // self._width
-
-    @property
-    def _width(self) -> int:
-        return self.vectors * self.lanes
-
-    @property
-    def tail_channels(self) -> int:
-        return self.channels % self._width
-
-    @property
-    def tail_vectors(self) -> int:
-        if self.whole and self.tail_channels:
-            return self.vectors
-        return -(-self.tail_channels // self.lanes)
-
-    @property
-    def count(self) -> int:
-        return self.full + (self.tail_channels > 0)
-
-    def sizes(self) -> Iterator[int]:
-        """Vectors of each block."""
-        for _ in range(self.full):
-            yield self.vectors
-        if self.tail_channels:
-            yield self.tail_vectors
-
-
-def pack_units(vectors: int, rows: int) -> list[list[tuple[int, int]]]:
-    """Which (row, vector) accumulators are packed together: at most four, whole rows where a row has up to four."""
-    if vectors > 4:
-        return [[(r, v) for v in range(v0, min(v0 + 4, vectors))] for r in range(rows) for v0 in range(0, vectors, 4)]
-    together = 4 // vectors
-    return [
-        [(r, v) for r in range(r0, min(r0 + together, rows)) for v in range(vectors)] for r0 in range(0, rows, together)
-    ]
-
-
-def lane_channels(isa: VectorInstructionSet, vectors: int) -> npt.NDArray[np.int64]:
-    """[vectors, lanes]: the channel, counted from the block's first, that each lane computes."""
-    lanes = isa.lanes(4)
-    out = np.empty((vectors, lanes), dtype=np.int64)
-    for v0 in range(0, vectors, 4):
-        part = min(4, vectors - v0)
-        inside = [(v, lane) for v, lane in isa.pack_order(lanes) if v < part]
-        for channel, (v, lane) in enumerate(inside):
-            out[v0 + v, lane] = v0 * lanes + channel
-    return out
-
-
-def channel_order(isa: VectorInstructionSet, blocks: Blocks) -> npt.NDArray[np.int64]:
-    """[total_vectors * lanes]: the channel of every lane of one group in kernel order, -1 for padding lanes."""
-    order = []
-    for start, vectors in zip(range(0, blocks.channels, blocks.vectors * blocks.lanes), blocks.sizes(), strict=True):
-        order.append((start + lane_channels(isa, vectors)).ravel())
-    joined = np.concatenate(order)
-    return np.where(joined < blocks.channels, joined, -1)
-
-
-def pack_weights(isa: VectorInstructionSet, weights: Array, blocks: Blocks) -> Array:
-    """int8 [groups, channels, window quads, 4] to the packed layout (see the module's text)."""
-    groups, _, quads, _ = weights.shape
-    lanes = blocks.lanes
-    order = channel_order(isa, blocks)
-    gathered = np.where((order < 0)[:, None, None], np.int8(0), weights[:, np.maximum(order, 0)])
-    parts = []
-    start = 0
-    for vectors in blocks.sizes():
-        block = gathered[:, start * lanes : (start + vectors) * lanes].reshape(groups, vectors, lanes, quads, 4)
-        arranged = isa.arrange_weights(block.transpose(0, 3, 1, 2, 4))
-        parts.append(arranged.reshape(groups, -1))
-        start += vectors
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
 def blocks_of(geometry: Geometry, vectors: int, lanes: int) -> Blocks:
@@ -276,7 +197,7 @@ class _Writer:
         self.requantizer = Requantizer(isa, rescale, e, self.padded)
         self.rescale = rescale
         self.epilogue.constants()
-        self.y = e.buffer("y", elements, "uint8")
+        self.y = e.buffer("y", geometry.output_bytes, "uint8")
         self.task_begin, self.task_end = e.scalar("task_begin"), e.scalar("task_end")
 
     def function(self) -> Any:
@@ -314,20 +235,20 @@ class _Writer:
         self.weights = e.bind(weights, "int32", "weights")
         self.lane = e.bind(lane, "int32", "lane")
         self.scale_lane = e.bind(first_vector * self.lanes, "int32", "scale_lane")
+        self.channel = e.bind(group * g.channels + block * (tile.vectors * self.lanes), "int32", "channel")
         line = line_group * tile.lines
-        source = image_source + line * g.line_stride + group * g.group_stride
-        target = (image * g.lines + line) * g.pixels
-        channel = group * g.channels + block * (tile.vectors * self.lanes)
-        source, target, channel = (
-            e.bind(v, "int32", n) for v, n in ((source, "source"), (target, "target"), (channel, "channel"))
-        )
+        self.source = e.bind(image_source + line * g.line_stride + group * g.group_stride, "int32", "source")
+        # Positions in the output, and in the fused operations' operands, which have no border.
+        first = (image * g.bordered_lines + line + g.border[0]) * g.bordered_pixels + g.border[1]
+        self.target = e.bind(first, "int32", "target")
+        self.operand = e.bind((image * g.lines + line) * g.pixels, "int32", "operand") if any(g.border) else self.target
         tail_lines = g.lines % tile.lines
         if g.lines >= tile.lines:
             with e.when(line_group < g.lines // tile.lines if tail_lines else True):
-                self._line_group(tile.lines, chunk, source, target, channel)
+                self._line_group(tile.lines, line, chunk)
         if tail_lines:
             with e.when(line_group >= g.lines // tile.lines if g.lines >= tile.lines else True):
-                self._line_group(tail_lines, chunk, source, target, channel)
+                self._line_group(tail_lines, line, chunk)
 
     def _image(self, image: Expr) -> tuple[Expr, Expr]:
         """The first input byte of an image and which copy of the weights it takes."""
@@ -337,26 +258,50 @@ class _Writer:
             source, copy = source + index * source_stride, copy + index * copy_stride
         return source, copy
 
-    def _line_group(self, lines: int, chunk: Expr, source: Expr, target: Expr, channel: Expr) -> None:
+    def _line_group(self, lines: int, line: Expr, chunk: Expr) -> None:
         e, g, tile = self.e, self.geometry, self.tile
         full, rest = divmod(g.pixels, tile.pixels)
         chunks = _chunks(g, tile)
-        count: Expr | int = (
-            tile.chunk if full % tile.chunk == 0 else tirx.min(constant(tile.chunk), full - chunk * tile.chunk)
-        )
-        if chunks == 1:
-            count = full
+        count: Expr | int = full if chunks == 1 else tile.chunk
+        if chunks > 1 and full % tile.chunk:
+            count = tirx.min(constant(tile.chunk), full - chunk * tile.chunk)
         with e.loop(count, "tile") as i:
-            pixel = (chunk * tile.chunk + i) * tile.pixels
-            self._tile(lines, tile.pixels, source, target, pixel, channel)
+            self._tile(lines, tile.pixels, (chunk * tile.chunk + i) * tile.pixels)
         if rest:
             with e.when(chunk == chunks - 1 if chunks > 1 else True):
-                self._tile(lines, rest, source, target, constant(full * tile.pixels), channel)
+                self._tile(lines, rest, constant(full * tile.pixels))
+        if any(g.border):
+            with e.when(chunk == 0 if chunks > 1 else True):
+                self._border(lines, line)
 
-    def _tile(self, lines: int, pixels: int, source: Expr, target: Expr, pixel: Expr, channel: Expr) -> None:
+    def _border(self, lines: int, line: Expr) -> None:
+        """Fill what lies around the lines of this task, in its channels only."""
+        e, g = self.e, self.geometry
+        top, left, bottom, right = g.border
+
+        def fill(position: Expr, count: int) -> None:
+            if count:
+                with e.loop(count, "border") as i:
+                    at = (position + i) * g.output_channels + self.channel
+                    for start, length in pieces(self.channels):
+                        e.store(self.y, at + start, splat(g.fill, "uint8", length), length)
+
+        for i in range(lines):
+            fill(self.target + (i * g.bordered_pixels - left), left)
+            fill(self.target + (i * g.bordered_pixels + g.pixels), right)
+        start = self.target - left
+        if top:
+            with e.when(line == 0):
+                fill(start - top * g.bordered_pixels, top * g.bordered_pixels)
+        if bottom:
+            with e.when(line + lines == g.lines):
+                fill(start + lines * g.bordered_pixels, bottom * g.bordered_pixels)
+
+    def _tile(self, lines: int, pixels: int, pixel: Expr) -> None:
         e, g, vectors = self.e, self.geometry, self.vectors
-        source = e.bind(source + pixel * g.pixel_stride, "int32", "in")
-        target = e.bind(target + pixel, "int32", "out")
+        source = e.bind(self.source + pixel * g.pixel_stride, "int32", "in")
+        target = e.bind(self.target + pixel, "int32", "out")
+        operand = e.bind(self.operand + pixel, "int32", "at") if any(g.border) else target
         offsets = [(i, j) for i in range(lines) for j in range(pixels)]
         acc = e.registers(len(offsets) * vectors, self.acc_dtype)
         for v in range(vectors):
@@ -370,7 +315,8 @@ class _Writer:
                 addend = e.bind(splat(load(self.row_bias, first + r, 1), "int32", self.lanes), self.acc_dtype)
                 for v in range(vectors):
                     acc[r * vectors + v] = acc[r * vectors + v] + addend
-        self._finish(acc, [target + (i * g.pixels + j) for i, j in offsets], channel)
+        targets = [target + (i * g.bordered_pixels + j) for i, j in offsets]
+        self._finish(acc, targets, [operand + (i * g.pixels + j) for i, j in offsets])
 
     def _accumulate(self, acc: Registers, offsets: list[int], source: Expr) -> None:
         """The loop over the window: one quad of every position times one quad of every channel a step."""
@@ -395,8 +341,8 @@ class _Writer:
     def _bind_part(self, value: Expr) -> Expr:
         return self.e.bind(value, str(value.ty.dtype))
 
-    def _finish(self, acc: Registers, targets: list[Expr], channel: Expr) -> None:
-        """Requantise, pack, apply the fused operations and store."""
+    def _finish(self, acc: Registers, targets: list[Expr], operands: list[Expr]) -> None:
+        """Requantise, pack, apply the fused operations and store; positions in the output and in the operands."""
         e, isa, lanes = self.e, self.isa, self.lanes
         byte_lanes = 4 * lanes
         scales = [self.requantizer.constants(self.scale_lane + v * lanes, lanes) for v in range(self.vectors)]
@@ -422,8 +368,11 @@ class _Writer:
             packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
             packed = e.bind(packed, f"uint8x{byte_lanes}", "bytes")
             valid = min(width, self.channels - first * lanes)
-            at = [targets[r] * self.geometry.output_channels + (channel + first * lanes) for r in rows]
-            self.epilogue.finish(packed, at, width, valid, self.y)
+            channel = self.channel + first * lanes
+            channels = self.geometry.output_channels
+            at = [targets[r] * channels + channel for r in rows]
+            operand_at = [operands[r] * channels + channel for r in rows]
+            self.epilogue.finish(packed, at, operand_at, width, valid, self.y)
 
 
 def _divmod(e: Emitter, value: Expr, divisor: int) -> tuple[Expr, Expr]:

@@ -7,46 +7,63 @@ and no horizontal dilation; an image of 1 or 3 channels then wastes at most thre
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.codegen.cpu.contraction import Geometry, contraction_kernel
+from qcompiler.codegen.cpu.contraction import NO_BORDER, Border, Geometry, contraction_kernel
 from qcompiler.codegen.cpu.depthwise import MAX_KERNEL_AREA, depthwise
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
-from qcompiler.codegen.cpu.pad import pad_step
+from qcompiler.codegen.cpu.pad import padded_input
 from qcompiler.codegen.cpu.tiles import choose_tile
-from qcompiler.sim.integer_program import Conv2d, Shape, Tensor, accumulator_bound
+from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor, accumulator_bound
 
 Array = npt.NDArray[Any]
 
 
-def conv2d(group: Group, isa: VectorInstructionSet) -> list[Step]:
-    """The steps of a Conv2d and what is fused behind it: a padded copy of the input if needed, then the convolution."""
+def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, border: Border = NO_BORDER) -> list[Step]:
+    """The steps of a Conv2d and what is fused behind it: a padded copy of the input if needed, then the convolution.
+
+    bordered: the input lies in memory with the border that the convolution pads it by. border: what the output is
+    to be surrounded with (see `output_border`).
+    """
     op = group.root
     assert isinstance(op, Conv2d)
-    if op.depthwise and math.prod(op.kernel) <= MAX_KERNEL_AREA:
-        return depthwise(group, isa)
+    if _depthwise_template(op):
+        assert not any(border)
+        return depthwise(group, isa, bordered)
     x, *others = group.inputs
-    steps: list[Step] = []
-    source, shape = x.name, x.shape
-    if any(op.padding):
-        step, shape = pad_step(isa, x, op.padding, f"{group.output.name}.padded")
-        steps.append(step)
-        source = step.output
+    steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
     merged = merge_groups(op, isa)
-    geometry, weights = geometry_of(merged, shape, group.tensors[op.output])
+    geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
     tile = choose_tile(isa, geometry)
     kernel = contraction_kernel(
         "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
         fused_ops(group),
     )  # fmt: skip
     names = (source, *(t.name for t in others))
-    steps.append(Step(kernel, names, group.output.name, group.output.bytes, group.names))
+    steps.append(Step(kernel, names, group.output.name, geometry.output_bytes, group.names))
     return steps
+
+
+def _depthwise_template(op: Conv2d) -> bool:
+    return op.depthwise and math.prod(op.kernel) <= MAX_KERNEL_AREA
+
+
+def output_border(root: Operation, readers: Sequence[Operation]) -> Border:
+    """The border that the result of a group should get: what all its readers, convolutions, pad it by.
+
+    root: the group's first operation; readers: the operations that read the group's result. No border where
+    something else reads it, the paddings differ, or the root's kernel does not write borders.
+    """
+    if not isinstance(root, Conv2d) or _depthwise_template(root) or not readers:
+        return NO_BORDER
+    paddings = {op.padding if isinstance(op, Conv2d) else NO_BORDER for op in readers}
+    return paddings.pop() if len(paddings) == 1 else NO_BORDER
 
 
 def offset_of(x: Tensor, isa: VectorInstructionSet) -> int:
@@ -80,8 +97,11 @@ def merge_groups(op: Conv2d, isa: VectorInstructionSet) -> Conv2d:
     )  # fmt: skip
 
 
-def geometry_of(op: Conv2d, shape: Shape, output: Tensor) -> tuple[Geometry, Array]:
+def geometry_of(
+    op: Conv2d, shape: Shape, output: Tensor, border: Border, storage_offset: int
+) -> tuple[Geometry, Array]:
     """Geometry on the padded input `shape` (N, H, W, C) and weights int8 [groups, channels, window quads, 4]."""
+    assert output.zero_point is not None
     n, h, w, c = shape
     _, oh, ow, o = output.shape
     kh, kw, inputs = op.weight.shape[1:]
@@ -92,7 +112,7 @@ def geometry_of(op: Conv2d, shape: Shape, output: Tensor) -> tuple[Geometry, Arr
     columns, run = weight.shape[3:]
     quads = -(-run // 4)
     weight = np.pad(weight, ((0, 0),) * 4 + ((0, 4 * quads - run),))
-    flat = (kh, kw) == (1, 1) and op.stride == (1, 1)
+    flat = (kh, kw) == (1, 1) and op.stride == (1, 1) and not any(border)
     geometry = Geometry(
         image_axes=((1 if flat else n, h * w * c, 0),),
         lines=1 if flat else oh,
@@ -106,5 +126,7 @@ def geometry_of(op: Conv2d, shape: Shape, output: Tensor) -> tuple[Geometry, Arr
         columns=(columns, op.dilation[1] * c),
         groups=op.groups,
         group_stride=inputs,
+        border=border,
+        fill=output.zero_point + storage_offset if any(border) else 0,
     )
     return geometry, weight.reshape(op.groups, channels, kh * columns * quads, 4)

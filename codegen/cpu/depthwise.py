@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.contraction import lane_channels
 from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, constant, load, shuffle
 from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.loops import tasks
-from qcompiler.codegen.cpu.pad import pad_step
+from qcompiler.codegen.cpu.packed_weights import lane_channels
+from qcompiler.codegen.cpu.pad import padded_input
 from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, rescale_constants, rescale_of
 from qcompiler.sim.integer_program import Conv2d, accumulator_bound
 
@@ -90,25 +90,23 @@ def choose_outputs(isa: VectorInstructionSet, geometry: DepthwiseGeometry) -> tu
     most = max(1, (isa.registers - RESERVED_REGISTERS) // VECTORS)
     candidates = [
         (geometry.cost(lines, outputs), lines * outputs, lines, outputs)
-        for lines in range(1, min(3, geometry.lines) + 1)
+        for lines in range(1, min(2, geometry.lines) + 1)
         for outputs in range(1, min(4, -(-geometry.line_pixels // geometry.pixels)) + 1)
         if lines * outputs <= most
     ]
     return min(candidates)[2:]
 
 
-def depthwise(group: Group, isa: VectorInstructionSet) -> list[Step]:
-    """The steps of a depthwise Conv2d and what is fused behind it: the padded copy if needed, the convolution."""
+def depthwise(group: Group, isa: VectorInstructionSet, bordered: bool = False) -> list[Step]:
+    """The steps of a depthwise Conv2d and what is fused behind it: a padded copy if needed, the convolution.
+
+    bordered: the input lies in memory with the border that the convolution pads it by.
+    """
     op = group.root
     assert isinstance(op, Conv2d) and op.depthwise
     x, *others = group.inputs
     assert x.zero_point is not None
-    steps: list[Step] = []
-    source, (n, h, w, c) = x.name, x.shape
-    if any(op.padding):
-        step, (n, h, w, c) = pad_step(isa, x, op.padding, f"{group.output.name}.padded")
-        steps.append(step)
-        source = step.output
+    steps, source, (n, h, w, c) = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
     _, lines, line_pixels, _ = group.tensors[op.output].shape
     pixels = isa.vector_bytes // c if isa.vector_bytes % c == 0 else 1
     geometry = DepthwiseGeometry(
@@ -313,4 +311,4 @@ class _Writer:
                 )
                 packed = e.bind(packed, f"uint8x{self.bytes}", "bytes")
                 at = target + (line * g.line_pixels * g.channels + t * g.pixels * g.channels)
-                self.epilogue.finish(packed, [at], self.bytes, valid, self.y)
+                self.epilogue.finish(packed, [at], [at], self.bytes, valid, self.y)

@@ -66,13 +66,16 @@ class Epilogue:
     def constants(self) -> None:
         """Declares the constants; an addition has none beyond its parameters."""
 
-    def finish(self, packed: Expr, at: list[Expr], width: int, valid: int, y: Buffer) -> None:
-        """Apply the operations and store `valid` of the `width` bytes of each row at its index."""
+    def finish(self, packed: Expr, at: list[Expr], operand_at: list[Expr], width: int, valid: int, y: Buffer) -> None:
+        """Apply the operations and store `valid` of the `width` bytes of each row.
+
+        at: index of each row in the output; operand_at: in the operations' second operands.
+        """
         lanes = self._isa.lanes(4)
         count = 4 * lanes
         operands = iter(self._operands)
         for op in self._fused:
-            other = self._rows(next(operands), at, width, valid, count)
+            other = self._rows(next(operands), operand_at, width, valid, count)
             packed = self._isa.rescaled_add(packed, other, op.multiplier_a, op.multiplier_b, op.bias, op.shift, lanes)
             packed = self._isa.clamp_bytes(packed, op.minimum, op.maximum, count)
             packed = self._e.bind(packed, f"uint8x{count}", "bytes")

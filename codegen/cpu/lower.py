@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qcompiler.codegen.cpu import elementwise, movement, normalize, reduce
-from qcompiler.codegen.cpu.conv import conv2d
+from qcompiler.codegen.cpu.contraction import NO_BORDER, Border
+from qcompiler.codegen.cpu.conv import conv2d, output_border
 from qcompiler.codegen.cpu.epilogue import fusable
 from qcompiler.codegen.cpu.float_ops import float_kernel
 from qcompiler.codegen.cpu.gemm import dense, matmul
@@ -86,10 +87,12 @@ def lower(program: IntegerProgram, isa: VectorInstructionSet) -> Lowered:
             renamed[name] = f"{name}:stored"
             kernel = elementwise.convert_kernel(tensor)
             steps.append(Step(kernel, (name,), renamed[name], tensor.bytes))
-    for group in fuse(program):
+    groups = fuse(program)
+    borders = _borders(program, groups)
+    for group in groups:
         if memory.is_view(group[0], renamed):
             continue
-        for step in _steps(program, group, isa):
+        for step in _steps(program, group, isa, borders):
             inputs = tuple(renamed.get(n, n) for n in step.inputs)
             steps.append(Step(step.kernel, inputs, step.output, step.output_bytes, step.operations))
     steps += memory.outputs(steps, renamed, isa)
@@ -154,8 +157,20 @@ def _planes(program: IntegerProgram, first: Operation, second: Operation) -> Pla
 
 
 # ---------------------------------------------------------------------------------------------- operations
-def _steps(program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet) -> list[Step]:
+def _borders(program: IntegerProgram, groups: list[tuple[Operation, ...]]) -> dict[str, Border]:
+    """The results that their kernels write with the border that the convolutions behind them want."""
+    readers = program.consumers()
+    results = {g[-1].output: output_border(g[0], readers[g[-1].output]) for g in groups}
+    return {name: b for name, b in results.items() if any(b) and name not in program.outputs}
+
+
+def _steps(
+    program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet, borders: Mapping[str, Border]
+) -> list[Step]:
     op, last = group[0], group[-1]
+    if isinstance(op, Conv2d):
+        border = borders.get(last.output, NO_BORDER)
+        return conv2d(Group(group, program.tensors), isa, op.inputs[0] in borders, border)
     if type(op) in MATRIX:
         return MATRIX[type(op)](Group(group, program.tensors), isa)
     out = program.output_tensor(last)

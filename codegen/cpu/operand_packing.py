@@ -11,10 +11,10 @@ from typing import Any
 
 from tvm import tirx
 
-from qcompiler.codegen.cpu.contraction import lane_channels
 from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, constant, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.loops import for_chunks, tasks
+from qcompiler.codegen.cpu.packed_weights import lane_channels
 
 VECTORS = 4
 

@@ -5,6 +5,7 @@ One task writes one padded line. It costs one read and one write of the image, a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import tirx
@@ -16,15 +17,34 @@ from qcompiler.codegen.cpu.loops import for_chunks, tasks
 from qcompiler.sim.integer_program import Shape, Tensor
 
 
+def padded_shape(shape: Shape, padding: tuple[int, int, int, int]) -> Shape:
+    n, h, w, c = shape
+    top, left, bottom, right = padding
+    return (n, h + top + bottom, w + left + right, c)
+
+
+def padded_input(
+    isa: InstructionSet, x: Tensor, padding: tuple[int, int, int, int], bordered: bool, name: str
+) -> tuple[list[Step], str, Shape]:
+    """What a padding operation reads: the steps that make it, its name and shape.
+
+    Nothing needs to be done without padding, or where x already lies in memory with its border (`bordered`).
+    """
+    if not any(padding):
+        return [], x.name, x.shape
+    if bordered:
+        return [], x.name, padded_shape(x.shape, padding)
+    step, shape = pad_step(isa, x, padding, name)
+    return [step], name, shape
+
+
 def pad_step(isa: InstructionSet, x: Tensor, padding: tuple[int, int, int, int], name: str) -> tuple[Step, Shape]:
     """The step that writes `name`, x (NHWC) bordered by its zero point, and the padded shape."""
     assert x.zero_point is not None
-    n, h, w, c = x.shape
-    top, left, bottom, right = padding
-    shape = (n, h + top + bottom, w + left + right, c)
+    shape = padded_shape(x.shape, padding)
     parameters = dict(shape=x.shape, padding=padding, fill=x.zero_point + isa.storage_offset)
-    kernel = Kernel("pad", pad, parameters, tasks=n * shape[1])
-    return Step(kernel, (x.name,), name, shape[0] * shape[1] * shape[2] * shape[3]), shape
+    kernel = Kernel("pad", pad, parameters, tasks=shape[0] * shape[1])
+    return Step(kernel, (x.name,), name, math.prod(shape)), shape
 
 
 def pad(isa: InstructionSet, shape: Shape, padding: tuple[int, int, int, int], fill: int) -> Any:

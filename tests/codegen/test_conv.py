@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from single_operation import assert_exact, conv_program, levels, random_scales, with_add
+from single_operation import assert_exact, conv_program, levels, program_of, random_scales, with_add
 
-from qcompiler.codegen.cpu.conv import conv2d
+from qcompiler.codegen.cpu.conv import conv2d, output_border
 from qcompiler.codegen.cpu.gemm import dense
+from qcompiler.codegen.cpu.kernel import Group
 from qcompiler.sim.integer_program import Dense, Requantize, Tensor
 
 CONVOLUTIONS = {
@@ -48,3 +51,36 @@ def test_dense_is_exact(level, m, n, k):
     op = Dense("dense", ("x",), "y", weight, bias, Requantize(random_scales(rng, n, k, ""), 9))
     tensors = [Tensor("x", (m, k), "int8", 0.5, -77), Tensor("y", (m, n), "int8", 0.5, 9)]
     assert_exact(with_add([op], tensors, ["x"], "first" if m > 1 else ""), dense, level)
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("kernel, images, depthwise", [((1, 1), 1, False), ((3, 3), 2, False), ((1, 1), 1, True)])
+def test_a_result_is_written_with_the_border_that_its_reader_pads_by(level, kernel, images, depthwise):
+    """No copy stands between the two convolutions, and the border holds the zero point."""
+    first = conv_program(1, images, 9, 7, 13, 70, kernel)
+    groups, outputs = (70, 70) if depthwise else (1, 20)
+    shape = first.tensors["y"].shape
+    second = conv_program(2, *shape, outputs, (3, 3), padding=(2, 1, 1, 3), groups=groups)
+    reader = dataclasses.replace(second.operations[0], name="reader", inputs=("y",), output="z")
+    tensors = [*first.tensors.values(), dataclasses.replace(second.tensors["y"], name="z")]
+    program = program_of([*first.operations, reader], tensors, ["x"])
+
+    def lower(whole, isa):
+        producer = Group(whole.operations[:1], whole.tensors)
+        border = output_border(producer.root, [reader])
+        assert border == reader.padding
+        steps = conv2d(producer, isa, border=border)
+        steps += conv2d(Group((reader,), whole.tensors), isa, bordered=True)
+        assert len(steps) == 2
+        return steps
+
+    assert_exact(program, lower, level)
+
+
+def test_no_border_unless_every_reader_pads_alike():
+    padded = conv_program(1, 1, 5, 5, 4, 8, (3, 3), padding=(1, 1, 1, 1)).operations[0]
+    other = conv_program(1, 1, 5, 5, 4, 8, (3, 3), padding=(0, 0, 1, 1)).operations[0]
+    add = conv_program(1, 1, 5, 5, 4, 8, (3, 3), add="first").operations[1]
+    assert output_border(padded, [padded, padded]) == (1, 1, 1, 1)
+    for root, readers in [(padded, [padded, other]), (padded, [padded, add]), (add, [padded]), (padded, [])]:
+        assert output_border(root, readers) == (0, 0, 0, 0)
