@@ -3,8 +3,8 @@
 With stride s, output row s*q + r only meets kernel rows r, r + s, r + 2s, …: s interleaved convolutions with
 ceil(k/s) rows each, over the same input. So one convolution computes O*s*s channels at the input's resolution,
 and a reshape, a transpose and a reshape interleave them; a slice crops. No multiplication by an inserted zero is
-left, and every target needs only its ordinary convolution. Needs `layout` (NHWC, kernel IOHW). An addition of a
-per-channel constant directly behind stays directly behind the new convolution.
+left, and every target needs only its ordinary convolution. Needs `layout` (NHWC, kernel IOHW). What is
+element-wise directly behind, the bias and an activation, stays directly behind the new convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tvm.relax import op as R
 
 from qcompiler.passes.base import Pass, explain
 from qcompiler.passes.graph import attributes_of
-from qcompiler.passes.rewrite import Array, Rewriter, const, constant_value, op_name, shape_of
+from qcompiler.passes.layout import ELEMENTWISE
+from qcompiler.passes.rewrite import Array, Rewriter, const, constant_value, op_name, shape_of, shuffled
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,29 @@ class _Axis:
         return _Axis(stride, taps, (front, back), range(start, start + out))
 
 
-class _Decompose(Rewriter):
-    def rewrite(self, name: str, call: relax.Call) -> relax.Expr:
-        if op_name(call) == "nn.conv2d_transpose":
-            return self.decomposed(name, call, None)
-        if op_name(call) == "add":
-            x, bias = call.args[0], constant_value(call.args[1])
-            if isinstance(x, relax.Var) and x in self.originals and bias is not None and self.only_use(x):
-                if bias.shape == (shape_of(x)[-1],):
-                    return self.decomposed(name, self.originals[x], bias)
-        return call
+@dataclass(frozen=True)
+class _Plan:
+    """A transposed convolution and the element-wise steps behind it that run before the shuffle."""
 
+    call: relax.Call
+    steps: tuple[relax.Call, ...] = ()
+
+
+class _Decompose(Rewriter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        self.originals: dict[relax.Var, relax.Call] = {}
+        self.plans: dict[relax.Var, _Plan] = {}
 
-    def decomposed(self, name: str, call: relax.Call, bias: Array | None) -> relax.Expr:
+    def rewrite(self, name: str, call: relax.Call) -> relax.Expr:
+        if op_name(call) == "nn.conv2d_transpose":
+            return self.decomposed(name, _Plan(call))
+        plan = self.plans.get(call.args[0]) if isinstance(call.args[0], relax.Var) else None
+        if plan is not None and self.only_use(call.args[0]) and _is_step(call):
+            return self.decomposed(name, _Plan(plan.call, (*plan.steps, call)))
+        return call
+
+    def decomposed(self, name: str, plan: _Plan) -> relax.Expr:
+        call = plan.call
         x, a = call.args[0], attributes_of(call)
         source = self.call_of(call.args[1], "dequantize")
         weight = constant_value(source.args[0] if source is not None else call.args[1])
@@ -92,22 +100,21 @@ class _Decompose(Rewriter):
             R.nn.conv2d(x, kernel, padding=padding, groups=groups, data_layout="NHWC", kernel_layout="OHWI"),
             f"{name}.conv",
         )
-        if bias is not None:
-            tiled = np.broadcast_to(bias.reshape(groups, 1, channels), (groups, h.stride * w.stride, channels))
-            result = self.emit(R.add(result, const(tiled.reshape(-1))), f"{name}.biased")
+        for i, step in enumerate(plan.steps):
+            args = [result, *(_for_phases(v, groups, h.stride * w.stride, channels) for v in list(step.args)[1:])]
+            result = self.emit(relax.Call(step.op, args, step.attrs, step.ty_args), f"{name}.step{i}")
         _, rows, columns, _ = shape_of(result)
         # [N, H, W, (group, phase h, phase w, channel)] to [N, (H, phase h), (W, phase w), (group, channel)]
-        split = self.emit(R.reshape(result, (n, rows, columns, groups, h.stride, w.stride, channels)), f"{name}.phases")
-        moved = self.emit(R.permute_dims(split, [0, 1, 4, 2, 5, 3, 6]), f"{name}.interleaved")
+        split = (n, rows, columns, groups, h.stride, w.stride, channels)
         shape = (n, rows * h.stride, columns * w.stride, groups * channels)
-        image = R.reshape(moved, shape)
+        image = shuffled(self, result, split, (0, 1, 4, 2, 5, 3, 6), shape, name)
         if (len(h.crop), len(w.crop)) != shape[1:3]:
             image = R.strided_slice(
                 self.emit(image, f"{name}.uncropped"), axes=[1, 2], begin=[h.crop.start, w.crop.start],
                 end=[h.crop.stop, w.crop.stop], strides=[1, 1],
             )  # fmt: skip
         var = self.emit(image, name, exact=True)
-        self.originals[var] = call
+        self.plans[var] = plan
         return var
 
     def output_shape(self, call: relax.Call) -> tuple[int, ...]:
@@ -125,6 +132,26 @@ class _Decompose(Rewriter):
         repeated = np.tile(scale, groups * phase_count)
         zeros = np.tile(np.broadcast_to(zero.reshape(-1), scale.shape), groups * phase_count)
         return self.emit(R.dequantize(const(dense), const(repeated), const(zeros), axis=0), f"{name}.weight")
+
+
+def _is_step(call: relax.Call) -> bool:
+    """An element-wise operator of one tensor, with scalars or, for a bias, one constant vector over the channels."""
+    op = op_name(call)
+    if op not in ELEMENTWISE or op == "nn.prelu":
+        return False
+    for arg in list(call.args)[1:]:
+        value = constant_value(arg)
+        if isinstance(arg, relax.Var) or (value is not None and value.size > 1 and (op != "add" or value.ndim != 1)):
+            return False
+    return True
+
+
+def _for_phases(value: relax.Expr, groups: int, phase_count: int, channels: int) -> relax.Expr:
+    """A vector over the channels repeated for every phase; anything else as it is."""
+    vector = constant_value(value)
+    if vector is None or vector.size == 1:
+        return value
+    return const(np.broadcast_to(vector.reshape(groups, 1, channels), (groups, phase_count, channels)).reshape(-1))
 
 
 def phases(weight: Array, groups: int, stride: tuple[int, int], dilation: tuple[int, int], fill: int = 0) -> Array:

@@ -19,7 +19,16 @@ from tvm.relax import op as R
 
 from qcompiler.passes.base import Pass
 from qcompiler.passes.graph import attributes_of
-from qcompiler.passes.rewrite import Rewriter, const, constant_value, op_name, shape_of, substitute, variables_of
+from qcompiler.passes.rewrite import (
+    Rewriter,
+    const,
+    constant_value,
+    op_name,
+    shape_of,
+    shuffled,
+    substitute,
+    variables_of,
+)
 
 IMAGE = {"nn.conv2d", "nn.conv2d_transpose", "nn.max_pool2d", "nn.avg_pool2d", "image.resize2d"}
 ELEMENTWISE = {
@@ -55,13 +64,57 @@ def last_axis(axis: int, rank: int) -> int:
     return rank - 1 if axis == 1 else axis - (axis > 1)
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """reshape to `split`, permute by `axes`, reshape to `shape`: in channels-last form."""
+
+    split: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(old: tuple[int, ...], split: tuple[int, ...], axes: list[int], new: tuple[int, ...]) -> Shuffle | None:
+        """From the three steps with channels on axis 1; None if an axis is not split and merged on its own."""
+        parts = _grouped(old, split)
+        merged = _grouped(new, tuple(split[i] for i in axes))
+        if min(len(old), len(new)) < 3 or parts is None or merged is None:
+            return None
+        order = [i for axis in to_last(len(old)) for i in parts[axis]]
+        wanted = [axes[j] for axis in to_last(len(new)) for j in merged[axis]]
+        return Shuffle(
+            tuple(split[i] for i in order),
+            tuple(order.index(i) for i in wanted),
+            tuple(new[i] for i in to_last(len(new))),
+        )
+
+    def apply(self, builder: Rewriter, x: relax.Expr, name: str) -> relax.Call:
+        return shuffled(builder, x, self.split, self.axes, self.shape, name)
+
+
+def _grouped(shape: tuple[int, ...], factors: tuple[int, ...]) -> list[list[int]] | None:
+    """For every axis of `shape`, the positions of the consecutive factors whose product it is."""
+    groups: list[list[int]] = []
+    position = 0
+    for extent in shape:
+        group, product = [], 1
+        while product < extent and position < len(factors):
+            product *= factors[position]
+            group.append(position)
+            position += 1
+        if product != extent:
+            return None
+        groups.append(group)
+    groups[-1].extend(range(position, len(factors)))  # what is left has extent 1
+    return groups
+
+
 class _Layout(Rewriter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
         self.plain: dict[relax.Var, relax.Expr] = {p: p for p in self.params}  # old variable to new ones
         self.last: dict[relax.Var, relax.Expr] = {}
         self.wants_last = self._backwards()
-        self.current = ""
+        self.shuffles, self.inside = self._shuffles()
 
     def _backwards(self) -> set[relax.Var]:
         """Tensors that end up in an image operator through element-wise operators and reshapes of pixels only."""
@@ -77,9 +130,42 @@ class _Layout(Rewriter):
                 wanted.update(variables_of(call))
         return wanted
 
+    def _shuffles(self) -> tuple[dict[relax.Var, Shuffle], set[relax.Var]]:
+        """Chains of reshape, permute_dims, reshape that only split, reorder and merge axes, by their last variable.
+
+        Channel shuffles and depth-to-space are such chains. The second result holds their inner variables.
+        """
+        producers = {var: call for var, call in self.old if op_name(call) in ("reshape", "permute_dims")}
+        found: dict[relax.Var, Shuffle] = {}
+        inside: set[relax.Var] = set()
+        for var, merge in producers.items():
+            moved = merge.args[0]
+            move = producers.get(moved)
+            split = producers.get(move.args[0]) if move is not None else None
+            if move is None or split is None or [op_name(c) for c in (merge, move, split)].count("reshape") != 2:
+                continue
+            if op_name(move) != "permute_dims" or not (self.only_use(moved) and self.only_use(move.args[0])):
+                continue
+            axes = [int(i) for i in attributes_of(move)["axes"]]
+            shuffle = Shuffle.of(shape_of(split.args[0]), shape_of(move.args[0]), axes, shape_of(var))
+            if shuffle is not None and isinstance(split.args[0], relax.Var):
+                found[var] = shuffle
+                inside |= {moved, move.args[0]}
+        return found, inside
+
     def run(self) -> tvm.IRModule:
+        calls = dict(self.old)
         for var, call in self.old:
-            self.current = str(var.name)
+            if var in self.inside:
+                continue
+            if var in self.shuffles:
+                split = calls[calls[call.args[0]].args[0]]
+                x = split.args[0]
+                if self.only_last(x) or var in self.wants_last:
+                    self.bind(self.last, var, self.shuffles[var].apply(self, self.as_last(x), str(var.name)))
+                    continue
+                for inner in (calls[call.args[0]].args[0], call.args[0]):
+                    self.as_imported(inner, calls[inner])
             op = op_name(call)
             handler: Callable[[relax.Var, relax.Call], None]
             if op in IMAGE:

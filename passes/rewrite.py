@@ -90,6 +90,18 @@ class Builder:
         return tvm.IRModule({"main": function.with_attr("output_names", list(outputs))})
 
 
+def shuffled(
+    builder: Builder, x: relax.Expr, split: Sequence[int], axes: Sequence[int], shape: Sequence[int], name: str
+) -> relax.Call:
+    """reshape to `split`, permute_dims by `axes`, reshape to `shape`, without the axes of extent 1 in between."""
+    wide = [i for i in range(len(split)) if split[i] != 1]
+    order = [wide.index(i) for i in axes if split[i] != 1]
+    if order == sorted(order):
+        return relax.op.reshape(x, tuple(shape))
+    parts = builder.emit(relax.op.reshape(x, tuple(split[i] for i in wide)), f"{name}.split")
+    return relax.op.reshape(builder.emit(relax.op.permute_dims(parts, order), f"{name}.shuffled"), tuple(shape))
+
+
 class Rewriter(Builder):
     """Rebuilds a module; a subclass's `rewrite` sees each call, its arguments already rewritten.
 
