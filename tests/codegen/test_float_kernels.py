@@ -39,6 +39,15 @@ def kernel_of(case: Case, isa: VectorInstructionSet) -> Kernel:
     return float_kernel(op, inputs, Tensor("y", y.shape, str(y.dtype)), isa)
 
 
+def misaligned(value: np.ndarray) -> np.ndarray:
+    """A C-order copy one element off a cache line: the most that a caller's own memory guarantees."""
+    raw = np.zeros(value.nbytes + 128, dtype=np.uint8)
+    start = -raw.ctypes.data % 64 + value.itemsize
+    copy = np.ndarray(value.shape, value.dtype, buffer=raw, offset=start)
+    copy[...] = value
+    return copy
+
+
 def compile_and_compare(cases: Sequence[Case], isa: VectorInstructionSet, folder: Path) -> None:
     """One library of all the cases' kernels, linked against libm alone (an undefined TVM symbol fails the link)."""
     if not runs_here(isa):
@@ -53,9 +62,9 @@ def compile_and_compare(cases: Sequence[Case], isa: VectorInstructionSet, folder
     loaded = ctypes.CDLL(str(library))
     for i, (case, kernel) in enumerate(zip(cases, kernels, strict=True)):
         y = expected(case)
-        got = np.full(y.shape, 77).astype(y.dtype)
+        arrays = [misaligned(v) for v in case[1]]
+        got = misaligned(np.full(y.shape, 77).astype(y.dtype))
         scratch = np.full(kernel.scratch_bytes + 64, 255, dtype=np.uint8)  # contents are undefined: NaN here
-        arrays = [np.ascontiguousarray(v) for v in case[1]]
         pointers = [a.ctypes.data for a in arrays]
         pointers += [-(-scratch.ctypes.data // 64) * 64] if kernel.scratch_bytes else []
         loaded[f"f{i}"](*map(ctypes.c_void_p, [*pointers, got.ctypes.data]), 0, 1)

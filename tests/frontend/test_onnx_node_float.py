@@ -21,7 +21,7 @@ def check(case: Case) -> None:
 def test_node_cases(operator: str) -> None:
     cases = onnx_nodes.selected(operator)
     assert cases or operator in ("TopK",), "no case of this operator is left"
-    failed = failures((case.name, lambda case=case: check(case)) for case in cases)
+    failed = failures(cases, check)
     assert not failed, "\n".join(failed)
 
 
