@@ -8,11 +8,15 @@ bandwidth between the two.
 A transfer is a list of *runs* (consecutive bytes on the external side). A run of n bytes moves
 ``ceil(n / burst_bytes) * burst_bytes`` bytes; an instruction occupies its channel for
 ``ceil(moved bytes / bytes_per_cycle)`` cycles. On-chip moves take ``ceil(n / width)`` cycles a run, width being the
-activation memory's bytes_per_cycle.
+activation memory's bytes_per_cycle. Memories are interleaved by byte over `width` banks, so that a copy of single bytes
+(a transpose) moves several in a cycle as long as they lie in different banks: in a loop of stride s every
+``gcd(s, width)``-th byte meets the same bank, and ``width / max(gcd of both strides)`` bytes move a cycle. Odd strides
+have no conflicts.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,7 +93,9 @@ class Copy(Instruction):
     source[source_address + i*source_stride1 + j*source_stride2 + k*source_stride3 + b]``. Source `fill` is the
     constant byte `fill`. Source and target must not overlap.
     Timing: n1*n2*n3 runs of run_bytes. From an external memory: latency_cycles, then the channel's cycles; to the
-    main memory: the channel's cycles, visible latency_cycles later; on chip: ceil(run_bytes / width) a run.
+    main memory: the channel's cycles, visible latency_cycles later; on chip: ceil(run_bytes / width) a run, or with
+    run_bytes = 1 ceil(n3 / B) for each i, j, where B = floor(width / max(gcd(source_stride3, width),
+    gcd(target_stride3, width))); gcd(0, width) is width for the target and counts as 1 for the source.
     Counts: read bytes of the source, write bytes of the target; whole bursts on the external side.
     """
 
@@ -138,7 +144,15 @@ class Copy(Instruction):
         state.memory(Space(self.target)).write(self, self.target_address, strides, values)
 
     def timing(self, machine: Machine) -> Timing:
-        return transfer_timing(machine, Space(self.source), Space(self.target), self.runs, self.run_bytes)
+        source, target = Space(self.source), Space(self.target)
+        external = (Space.main, Space.constant)
+        if self.run_bytes == 1 and source not in external and target not in external:
+            width = machine.activation_memory.bytes_per_cycle
+            read = 1 if self.source_stride3 == 0 or source == Space.fill else math.gcd(self.source_stride3, width)
+            together = width // max(read, math.gcd(self.target_stride3, width))
+            cycles = self.n1 * self.n2 * ceil_div(self.n3, together)
+            return Timing(0, cycles, cycles, LOCAL_LATENCY, None)
+        return transfer_timing(machine, source, target, self.runs, self.run_bytes)
 
     def counts(self, machine: Machine) -> Counts:
         return transfer_counts(machine, Space(self.source), Space(self.target), self.runs, self.run_bytes)

@@ -101,6 +101,19 @@ def test_requantisation_overlaps_the_next_tile():
     assert t.cycles == 1 + 16 + 8 * 1600 + 30 + 400 + 8
 
 
+@pytest.mark.parametrize(
+    ("source_stride", "target_stride", "cycles"),
+    [(1, 3, 4), (1, 1, 4), (3, 2, 7), (32, 1, 100), (1, 64, 100), (0, 1, 4), (1, 0, 100), (-1, 5, 4), (12, 1, 13)],
+)
+def test_single_bytes_move_together_unless_their_banks_conflict(source_stride, target_stride, cycles):
+    """100 bytes over 32 banks, five times."""
+    copy = isa.Copy(
+        unit=0, source=2, target=2, source_address=10_000, target_address=50_000, run_bytes=1, n2=5, n3=100,
+        source_stride2=1, source_stride3=source_stride, target_stride3=target_stride,
+    )  # fmt: skip
+    assert copy.timing(EDGE).occupy == 5 * cycles
+
+
 def test_a_fence_waits_for_the_pipeline():
     pool = isa.Pool(
         address=0, row_pitch=64, pixel_pitch=8, in_h=8, in_w=8, out_h=2, out_w=5, width=8, out_address=0,
