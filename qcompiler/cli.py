@@ -216,6 +216,81 @@ def targets() -> None:
 
 
 @app.command()
+def simulate(
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="An artefact compiled for --target npu:...")],
+    input: Annotated[  # noqa: A002
+        Path | None, typer.Option(metavar="DATA", help="Run these samples, each compared with the reference.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every instruction as a Perfetto trace.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write the page with plots here.")
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Time the program with other memories or clock: a preset or a .yaml with the same array."),
+    ] = None,
+) -> None:
+    """Say what a compiled program costs on its accelerator: cycles, traffic and energy, by layer and cause.
+
+    \b
+    Examples:
+      qcompiler simulate out/
+      qcompiler simulate out/ --input samples.npz
+      qcompiler simulate out/ --trace run.perfetto --report run.html
+    """
+    from qcompiler.simulate import simulate_artifact
+
+    simulate_artifact(artifact, input, trace, report, machine)
+
+
+hardware = typer.Typer(help="Machines of the simulated accelerator: show, check, schema.", no_args_is_help=True)
+app.add_typer(hardware, name="hardware")
+
+
+@hardware.command("show")
+def hardware_show(
+    name: Annotated[str, typer.Argument(metavar="MACHINE", help="A preset, or a .yaml file.")],
+) -> None:
+    """Print a machine as YAML, with its peak, area and leakage.
+
+    \b
+    Example:
+      qcompiler hardware show edge-16x16 > my_machine.yaml
+    """
+    from qcompiler.machines import show
+
+    show(name)
+
+
+@hardware.command("check")
+def hardware_check(path: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="A machine's file.")]) -> None:
+    """Say whether a machine's file is right, and what is wrong with it.
+
+    \b
+    Example:
+      qcompiler hardware check my_machine.yaml
+    """
+    from qcompiler.machines import check
+
+    check(path)
+
+
+@hardware.command("schema")
+def hardware_schema() -> None:
+    """Print the JSON Schema of a machine's file, for editors.
+
+    \b
+    Example:
+      qcompiler hardware schema > machine.schema.json
+    """
+    from qcompiler.machines import schema
+
+    schema()
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the compiled example goes.")

@@ -15,6 +15,7 @@ from qcompiler.sim.integer_program import IntegerProgram
 if TYPE_CHECKING:
     from qcompiler.progress import Progress
 
+NPU_PREFIX = "npu:"  # a preset of `qcompiler.sim.hardware`, or the path of a machine's YAML file
 Execute = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -56,16 +57,26 @@ class Listed:
 def known_targets() -> list[Listed]:
     """Every target by name, in the order of the documentation."""
     from qcompiler.codegen.cpu.target import CPU_TARGETS
+    from qcompiler.sim import hardware
 
     here = platform.machine()
-    return [
+    cpus = [
         Listed(name, target.description, target.architecture == here and target.supported_here())
         for name, target in CPU_TARGETS.items()
     ]
+    machines = [
+        Listed(f"{NPU_PREFIX}{name}", " ".join(hardware.load(name).description.split()), True)
+        for name in hardware.preset_names()
+    ]
+    return cpus + machines
 
 
 def resolve(name: str) -> Backend:
     """The backend for a target. Raises TargetError with the nearest names for one that does not exist."""
+    if name.startswith(NPU_PREFIX):
+        from qcompiler.npu import backend
+
+        return backend(name)
     names = [t.name for t in known_targets()]
     if name not in names:
         raise TargetError(
