@@ -52,7 +52,8 @@ def _zero(tensor: Tensor) -> int:
 
 
 def _requantize(acc: Array, r: Requantize) -> Array:
-    return numerics.requantize(acc, r.scale, r.zero_point, r.minimum, r.maximum, r.rounding)
+    # A scale vector [1] would turn a scalar accumulator into a vector.
+    return numerics.requantize(acc, r.scale, r.zero_point, r.minimum, r.maximum, r.rounding).reshape(acc.shape)
 
 
 def _windows(
