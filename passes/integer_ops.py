@@ -297,7 +297,7 @@ def _softmax(lowering: Lowering, region: Region) -> str:
     natural = (2.0**-bits, SOFTMAX_ZERO_POINT)
     fits = region.parameters == natural and (region.low, region.high) == (-np.inf, np.inf)
     name = region.name if fits else f"{region.name}.softmax"
-    target = lowering.declare(name, region.quantised, natural)
+    target = lowering.declare(name, region.value, natural)
     lowering.emit(Softmax(target.name, (source,), target.name, table, bits))
     if fits:
         return target.name

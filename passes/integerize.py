@@ -21,7 +21,7 @@ from qcompiler.passes import integer_ops
 from qcompiler.passes.fuse import CLAMPS, MATRIX, declines, is_lane_constant, pointwise_source
 from qcompiler.passes.graph import Graph, Node, TensorType, read
 from qcompiler.passes.ranges import Parameters, collapsed, parameters
-from qcompiler.passes.region import Declined, Quantised, Region
+from qcompiler.passes.region import Declined, Quantised, Region, params_of
 from qcompiler.passes.tidy import tidy
 from qcompiler.sim.errors import ModelError
 from qcompiler.sim.float_ops import FLOAT_OPS
@@ -144,7 +144,7 @@ class Lowering:
             self._input(tensor)
         for node in graph.nodes:
             if node.op == "quantize":
-                self.int8[node.name] = self._quantised(node)
+                self.int8[node.name] = self.rounded(node.inputs[0], self.parameters(node))
             elif node.op != "dequantize" and graph.types[node.name].dtype in ("int8", "uint8"):
                 self.int8[node.name] = self._moved(node)
         outputs = tuple(self._output(n) for n in graph.outputs)
@@ -242,35 +242,28 @@ class Lowering:
         )
 
     # ----------------------------------------------------------------------------- int8 results
-    def _name_of(self, node: Node) -> str:
+    def _name_of(self, value: str) -> str:
         """The user's name for a quantised tensor: that of the float tensor it stands for."""
-        name = node.inputs[0].removesuffix(".inner")
+        name = value.removesuffix(".inner")
         return f"{name}.int8" if name in self.tensors or name in (*self.graph.inputs, *self.graph.outputs) else name
 
-    def _quantised(self, node: Node) -> str:
-        """The int8 program tensor for a `quantize` node."""
-        value, parameters = node.inputs[0], self.parameters(node)
+    def rounded(self, value: str, parameters: Parameters) -> str:
+        """The int8 program tensor that holds a float graph tensor rounded to `parameters`: what `quantize` means."""
         leaf = self.leaf(value)
         if leaf is not None:
-            tensor = self.tensors[leaf]
-            if (tensor.scale, tensor.zero_point) == parameters:
-                return leaf
-            return self.rescale(leaf, parameters, self._name_of(node))
+            same = params_of(self.tensors[leaf]) == parameters
+            return leaf if same else self.rescale(leaf, parameters, self._name_of(value))
         reason = "it is an input of the model"
         if value in self.graph.producers:
             written = len(self.operations), len(self.tensors), len(self.constants)
             try:
-                region = self._table(node, parameters) or self._root(node, parameters)
+                region = self._table(value, parameters) or self._root(value, parameters)
                 return integer_ops.emit(self, region)
             except Declined as declined:
                 self._undo(*written)
                 reason = str(declined)
-        return self.quantize(value, self._name_of(node), parameters, reason)
-
-    def quantize(self, value: str, name: str, parameters: Parameters, reason: str) -> str:
-        """A float graph tensor rounded to int8 by a Quantize operation, after the float operations that compute it."""
         source = self._float(value, reason)
-        target = self.declare(name, value, parameters)
+        target = self.declare(self._name_of(value), value, parameters)
         return self.emit(Quantize(target.name, (source,), target.name))
 
     def _undo(self, operations: int, tensors: int, constants: int) -> None:
@@ -285,7 +278,7 @@ class Lowering:
         """`source` with other quantisation parameters, by a table."""
         tensor = self.tensors[source]
         target = self.declare_shape(self.fresh(name), tensor.shape, parameters)
-        table = self.table_of(lambda x: x, (tensor.scale or 0.0, tensor.zero_point or 0), parameters)
+        table = self.table_of(lambda x: x, params_of(tensor), parameters)
         return self.emit(Table(target.name, (source,), target.name, table, "rescale"))
 
     def table_of(self, function: Any, source: Parameters, target: Parameters) -> Array:
@@ -297,10 +290,10 @@ class Lowering:
         with np.errstate(all="ignore"):
             return quantize_linear(np.asarray(function(real), dtype=np.float32), np.float32(target[0]), target[1])
 
-    def _table(self, node: Node, parameters: Parameters) -> Region | None:
-        """The element-wise subgraph in front of `node`, if it reads a single int8 tensor."""
+    def _table(self, value: str, parameters: Parameters) -> Region | None:
+        """The element-wise subgraph that computes `value`, if it reads a single int8 tensor."""
         members: dict[str, Node] = {}
-        pending = [node.inputs[0]]
+        pending = [value]
         leaves: list[str] = []
         while pending:
             name = pending.pop()
@@ -320,12 +313,12 @@ class Lowering:
                 return None
             source[name] = leaves[0]
         ordered = tuple(members[n] for n in source)
-        return Region(ordered[-1], ordered, node.name, self._name_of(node), parameters, is_table=True)
+        return Region(ordered[-1], ordered, value, self._name_of(value), parameters, is_table=True)
 
-    def _root(self, node: Node, parameters: Parameters) -> Region:
-        """The root operator in front of `node` and what its integer operation absorbs. Raises Declined."""
+    def _root(self, value: str, parameters: Parameters) -> Region:
+        """The root operator that computes `value` and what its integer operation absorbs. Raises Declined."""
         low, high = -np.inf, np.inf
-        current = self.graph.producers[node.inputs[0]]
+        current = self.graph.producers[value]
         while current.op in CLAMPS and current.inputs[0] in self.graph.producers:
             a = current.attributes
             low = max(low, 0.0 if current.op == "nn.relu" else float(a["min"]))
@@ -345,15 +338,14 @@ class Lowering:
         reason = declines(self.graph, current)
         if reason is not None:
             raise Declined(reason)
-        return Region(current, tuple(affine), node.name, self._name_of(node), parameters, low, high)
+        return Region(current, tuple(affine), value, self._name_of(value), parameters, low, high)
 
     def _moved(self, node: Node) -> str:
         """An operator directly on int8 values (as in models whose reshapes sit between quantize and dequantize)."""
         source = self.int8.get(node.inputs[0]) if node.inputs else None
         if source is None:
             raise ModelError(f"{node.name!r}: {node.op} on {self.graph.types[node.name].dtype} values is not supported")
-        tensor = self.tensors[source]
-        parameters = (tensor.scale or 0.0, tensor.zero_point or 0)
+        parameters = params_of(self.tensors[source])
         region = Region(node, (), node.name, node.name, parameters, on_integers=True)
         try:
             return integer_ops.emit(self, region)

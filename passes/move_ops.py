@@ -38,12 +38,12 @@ Indices = tuple["Array | None", ...]
 def source_of(lowering: Lowering, region: Region, name: str) -> str:
     """The int8 program tensor that the move reads.
 
-    A float tensor is rounded first: quantise behind a move and the move behind quantise are the same.
+    A tensor that is still float is rounded here: moved and then rounded is the same as rounded and then moved.
     """
     if region.on_integers:
         return lowering.int8[name]
     if lowering.leaf(name) is None and name not in lowering.graph.constants:
-        return lowering.quantize(name, f"{name}.int8", region.parameters, "the operator behind it only moves values")
+        return lowering.rounded(name, region.parameters)
     return lowering.operand(name)
 
 
@@ -56,25 +56,25 @@ def emit_move(
     if (region.low, region.high) != (-np.inf, np.inf):
         raise Declined("a move takes no clamp")
     same = params_of(tensor) == region.parameters
-    size = int(np.prod(lowering.graph.types[region.quantised].shape))
+    size = int(np.prod(lowering.graph.types[region.value].shape))
     if not same and (rescale_first or tensor.elements <= size):
         source, same = lowering.rescale(source, region.parameters, f"{region.name}.rescaled"), True
     if same:
         target = target_of(lowering, region)
         return lowering.emit(build(target.name, source))
-    moved = lowering.declare(f"{region.name}.moved", region.quantised, params_of(tensor))
+    moved = lowering.declare(f"{region.name}.moved", region.value, params_of(tensor))
     lowering.emit(build(moved.name, source))
     return lowering.rescale(moved.name, region.parameters, region.name)
 
 
 # ---------------------------------------------------------------------------------- whole-tensor moves
 def _reshape(lowering: Lowering, region: Region) -> str:
-    shape = lowering.graph.types[region.quantised].shape
+    shape = lowering.graph.types[region.value].shape
     return emit_move(lowering, region, lambda name, x: Reshape(name, (x,), name, shape))
 
 
 def _permute(lowering: Lowering, region: Region) -> str:
-    rank = len(lowering.graph.types[region.quantised].shape)
+    rank = len(lowering.graph.types[region.value].shape)
     axes = tuple(int(i) % rank for i in region.root.attributes.get("axes") or reversed(range(rank)))
     return emit_move(lowering, region, lambda name, x: Transpose(name, (x,), name, axes))
 
@@ -82,7 +82,7 @@ def _permute(lowering: Lowering, region: Region) -> str:
 def _concat(lowering: Lowering, region: Region) -> str:
     if (region.low, region.high) != (-np.inf, np.inf):
         raise Declined("a move takes no clamp")
-    rank = len(lowering.graph.types[region.quantised].shape)
+    rank = len(lowering.graph.types[region.value].shape)
     axis = int(region.root.attributes.get("axis", 0)) % rank
     parts = []
     for name in region.root.inputs:
@@ -145,7 +145,7 @@ def _pad(lowering: Lowering, region: Region) -> str:
 
 
 def _broadcast_to(lowering: Lowering, region: Region) -> str:
-    shape, target = _source_shape(lowering, region.root), lowering.graph.types[region.quantised].shape
+    shape, target = _source_shape(lowering, region.root), lowering.graph.types[region.value].shape
     if len(shape) != len(target):
         raise Declined("a broadcast to a higher rank has no integer form; reshape first")
     indices = tuple(None if s == t else np.zeros(t, np.int64) for s, t in zip(shape, target, strict=True))
@@ -179,9 +179,9 @@ def _take(lowering: Lowering, region: Region) -> str:
     parameters = params_of(lowering.tensors[source_of(lowering, region, source)])
     inner = lowering.declare_shape(lowering.fresh(f"{region.name}.picked"), picked, parameters)
     lowering.emit(Gather(inner.name, (source_of(lowering, region, source),), inner.name, indices, 0, "gather"))
-    target_shape = graph.types[region.quantised].shape
+    target_shape = graph.types[region.value].shape
     same = parameters == region.parameters
-    flat = lowering.declare(region.name if same else f"{region.name}.moved", region.quantised, parameters)
+    flat = lowering.declare(region.name if same else f"{region.name}.moved", region.value, parameters)
     lowering.emit(Reshape(flat.name, (inner.name,), flat.name, target_shape))
     return flat.name if same else lowering.rescale(flat.name, region.parameters, region.name)
 
@@ -209,7 +209,7 @@ def _resize2d(lowering: Lowering, region: Region) -> str:
     a = region.root.attributes
     if a["layout"] != "NHWC":
         raise Declined("the resize is not in NHWC")
-    shape, target = _source_shape(lowering, region.root), lowering.graph.types[region.quantised].shape
+    shape, target = _source_shape(lowering, region.root), lowering.graph.types[region.value].shape
     mode = a["coordinate_transformation_mode"]
     if a["method"] == "nearest_neighbor":
         vectors: list[Array | None] = [None] * 4

@@ -53,13 +53,13 @@ class Region:
     """Operators that one integer operation covers.
 
     root: the operator that decides which; inner: the nodes of a table, or the bias and factors behind a root.
-    quantised: the graph tensor that `quantize` writes; name, parameters: of the program tensor to write.
+    value: the float graph tensor that is rounded; name, parameters: of the program tensor to write.
     low, high: real bounds by Relu and Clip. on_integers: the root reads int8 values, not dequantised ones.
     """
 
     root: Node
     inner: tuple[Node, ...]
-    quantised: str
+    value: str
     name: str
     parameters: Parameters
     low: float = -np.inf
@@ -77,7 +77,7 @@ class Region:
 
 def target_of(lowering: Lowering, region: Region) -> Tensor:
     """Declare the int8 tensor that the region writes."""
-    return lowering.declare(region.name, region.quantised, region.parameters)
+    return lowering.declare(region.name, region.value, region.parameters)
 
 
 def params_of(tensor: Tensor) -> Parameters:
