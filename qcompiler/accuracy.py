@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from qcompiler.passes.calibrate import FloatExecutor
 from qcompiler.passes.graph import Graph
-from qcompiler.sim import reference
 from qcompiler.sim.integer_program import Dequantize, IntegerProgram, Quantize, Tensor
 from qcompiler.sim.numerics import dequantize_linear
 
@@ -51,16 +50,18 @@ def real_values(value: Array, tensor: Tensor) -> Array:
     return dequantize_linear(value, np.float32(tensor.scale), tensor.zero_point or 0)
 
 
-def per_tensor_sqnr(graph: Graph, program: IntegerProgram, samples: Iterable[Values]) -> dict[str, float]:
-    """SQNR in dB of every tensor that stands for one of the float graph, the program run by the reference."""
+def per_tensor_sqnr(graph: Graph, program: IntegerProgram, runs: Iterable[tuple[Values, Values]]) -> dict[str, float]:
+    """SQNR in dB of every tensor that stands for one of the float graph.
+
+    runs: samples, and for each all tensors as the reference interpreter computes them.
+    """
     twins = {name: twin for name, twin in _float_twins(program).items() if twin in graph.types}
     readers: dict[str, list[str]] = {}
     for name, twin in twins.items():
         if graph.types[twin].shape == program.tensors[name].shape:
             readers.setdefault(twin, []).append(name)
     model, noise = FloatExecutor(graph, list(readers)), {n: Noise() for names in readers.values() for n in names}
-    for sample in samples:
-        actual = reference.execute(program, sample, keep=True)
+    for sample, actual in runs:
         for twin, expected in model.run_canonical([sample]):
             for name in readers[twin]:
                 noise[name].add(expected, real_values(actual[name], program.tensors[name]))
