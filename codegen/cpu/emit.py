@@ -14,6 +14,8 @@ from typing import Any
 
 from tvm import tirx
 
+EXPLICIT = "qcompiler.explicit"  # attribute of the functions that this module writes: nothing left to schedule
+
 Expr = Any  # tirx expressions; TVM's Python classes carry no static types
 Buffer = Any
 
@@ -154,4 +156,5 @@ class Emitter:
 
     def function(self) -> Any:
         """The PrimFunc: parameters in the order of their declaration."""
-        return tirx.PrimFunc(self._parameters, self._close()).with_attr("tirx.noalias", True)
+        function = tirx.PrimFunc(self._parameters, self._close())
+        return function.with_attr("tirx.noalias", True).with_attr(EXPLICIT, True)
