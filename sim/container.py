@@ -10,6 +10,7 @@ new checksum still passes through every check of `NpuProgram`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import struct
@@ -135,16 +136,29 @@ def decode(data: bytes, at: int = 0) -> Instruction:
         raise ProgramError(f"unknown opcode {opcode:#04x}")
     layout = kind.layout()
     values = layout.unpack_from(data, at + HEADER.size)
-    operands = kind.operands()
-    for f, value in zip(operands, values, strict=True):
+    for i, f in _enumerated(kind):
         enum = f.metadata["enum"]
-        if enum is not None and value not in enum._value2member_map_:
-            raise ProgramError(f"{kind.mnemonic}: {f.name}={value} is not one of {', '.join(m.name for m in enum)}")
+        if values[i] not in enum._value2member_map_:
+            known = ", ".join(m.name for m in enum)
+            raise ProgramError(f"{kind.mnemonic}: {f.name}={values[i]} is not one of {known}")
     end = at + HEADER.size + layout.size
-    if flags > 1 or any(data[end : at + INSTRUCTION_BYTES]):
+    if flags > 1 or data[end : at + INSTRUCTION_BYTES].strip(b"\0"):
         raise ProgramError(f"{kind.mnemonic}: reserved bits are set")
-    names = (f.name for f in operands)
-    return kind(wait=wait, signal=signal, fence=bool(flags), **dict(zip(names, values, strict=True)))
+    # A frozen dataclass sets its fields one by one through object.__setattr__; programs have 100,000 instructions.
+    ins = object.__new__(kind)
+    ins.__dict__.update(zip(_names(kind), (wait, signal, flags == 1, *values), strict=True))
+    return ins
+
+
+@functools.cache
+def _names(kind: type[Instruction]) -> tuple[str, ...]:
+    return ("wait", "signal", "fence", *(f.name for f in kind.operands()))
+
+
+@functools.cache
+def _enumerated(kind: type[Instruction]) -> list[tuple[int, dataclasses.Field[int]]]:
+    """Positions of the operands that hold a name's number."""
+    return [(i, f) for i, f in enumerate(kind.operands()) if f.metadata["enum"] is not None]
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -15,6 +15,7 @@ Instructions of one queue are pipelined; `fence` makes one wait until every earl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -120,6 +121,7 @@ def mask(*tokens: int) -> int:
     return bits
 
 
+@functools.cache
 def tokens_of(bits: int) -> tuple[int, ...]:
     """The token numbers of a mask."""
     return tuple(t for t in range(TOKENS) if bits >> t & 1)
@@ -157,18 +159,17 @@ class Instruction:
 
     # ------------------------------------------------------------------------------------ encoding
     @classmethod
+    @functools.cache
     def operands(cls) -> list[dataclasses.Field[int]]:
         """The encoded operands in order, without wait, signal and fence."""
         return [f for f in dataclasses.fields(cls) if "kind" in f.metadata]
 
     @classmethod
+    @functools.cache
     def layout(cls) -> struct.Struct:
         """The packed operands after the 10-byte header."""
-        packed = cls.__dict__.get("_layout")
-        if packed is None:
-            packed = struct.Struct("<" + "".join(_FORMATS[f.metadata["kind"]][0] for f in cls.operands()))
-            assert HEADER.size + packed.size <= INSTRUCTION_BYTES, (cls.__name__, packed.size)
-            cls._layout = packed  # type: ignore[attr-defined]
+        packed = struct.Struct("<" + "".join(_FORMATS[f.metadata["kind"]][0] for f in cls.operands()))
+        assert HEADER.size + packed.size <= INSTRUCTION_BYTES, (cls.__name__, packed.size)
         return packed
 
     def encode(self) -> bytes:
