@@ -89,9 +89,9 @@ class _Canonicalize(Rewriter):
                 op, right = "multiply", (1 / right.astype(np.float64)).astype(np.float32)
             if _is_neutral(op, right) and out == shape_of(a):
                 return a
-            b = self.constant(b, _narrow(right, out, len(shape_of(a))))
+            b = self.constant(b, _narrow(right, shape_of(a)))
         elif left is not None and left.dtype == np.float32:
-            left = _narrow(left, out, len(shape_of(b)))
+            left = _narrow(left, shape_of(b))
             if op == "subtract":
                 negated = self.emit(R.multiply(b, const(np.float32(-1))), f"{name}.negated")
                 op, a, b = "add", negated, const(left)
@@ -319,17 +319,14 @@ def _is_neutral(op: str, value: Array) -> bool:
     return (op == "add" and not np.any(value)) or (op in ("multiply", "power") and bool(np.all(value == 1)))
 
 
-def _narrow(value: Array, out: tuple[int, ...], rank: int) -> Array:
-    """A broadcast constant without the repetition it holds: a scalar if all elements are one, no leading ones.
+def _narrow(value: Array, other: tuple[int, ...]) -> Array:
+    """A constant without the repetition that broadcasting against `other` gives for free.
 
-    rank: of the other operand, which alone must then give the result's rank.
+    A scalar if all elements are one and `other` alone gives the result's shape; no leading axes of extent 1.
     """
-    if value.ndim > rank or value.shape == out != ():
-        first = value.reshape(-1)[0] if value.size else 0
-        if value.ndim > rank or value.size == 0 or not np.all(value == first):
-            return value
-        return np.asarray(first)
-    if value.size == 1:
-        return value.reshape(())
-    wide = next(i for i, d in enumerate(value.shape) if d != 1)
+    if np.broadcast_shapes(value.shape, other) == other and value.size and np.all(value == value.reshape(-1)[0]):
+        return np.asarray(value.reshape(-1)[0])
+    if value.ndim > len(other):
+        return value
+    wide = next((i for i, d in enumerate(value.shape) if d != 1), value.ndim)
     return value.reshape(value.shape[wide:])
