@@ -55,6 +55,8 @@ class Writer:
 
     graph: Graph
     batch: str | None = None
+    canonical_outputs: frozenset[str] = frozenset()
+    """Names that the ONNX model returns in canonical order."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
@@ -115,8 +117,9 @@ class Writer:
 
     def write(self, node: Node, op: str, inputs: Sequence[str], permuted: bool = False, **attributes: Any) -> None:
         """The node that computes the canonical tensor `node.name`, under its own name."""
-        self.emit(op, inputs, node.name, **attributes)
-        self.stored[node.name] = Stored(node.name, permuted)
+        name = self.fresh(f"{node.name}_nchw") if permuted and node.name in self.canonical_outputs else node.name
+        self.emit(op, inputs, name, **attributes)
+        self.stored[node.name] = Stored(name, permuted)
 
     def alias(self, node: Node, stored: Stored) -> None:
         self.stored[node.name] = stored
@@ -141,15 +144,19 @@ def export_graph(graph: Graph, outputs: Iterable[str] | None = None, batch: str 
         where = ", ".join(f"{op} (first at {next(n.name for n in graph.nodes if n.op == op)!r})" for op in unknown)
         raise ModelError(f"no ONNX form is known for: {where}")
     wanted = list(dict.fromkeys(graph.outputs if outputs is None else outputs))
-    writer = Writer(graph, batch)
+    writer = Writer(graph, batch, frozenset(graph.outputs) if outputs is None else frozenset())
     for name in graph.inputs:
         writer.stored[name] = Stored(name)
     for node in graph.nodes:
         export_onnx_ops.EMITTERS[node.op](writer, node)
     infos = []
     for name in wanted:
-        if outputs is None and writer.stored.get(name, Stored("")) != Stored(name):
-            writer.emit("Identity", [writer.read(name)], name)
+        if outputs is None and writer.stored.get(name) != Stored(name):
+            stored = writer.stored.get(name)
+            if stored is not None and stored.permuted:
+                writer.emit("Transpose", [stored.name], name, perm=NHWC)
+            else:
+                writer.emit("Identity", [writer.read(name)], name)
             writer.stored[name] = Stored(name)
         infos.append(_output_info(writer, name))
     inputs = [_value_info(name, graph, batch) for name in graph.inputs]
