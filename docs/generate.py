@@ -6,6 +6,7 @@ tests/face/test_docs.py holds the committed pages to what this makes.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,23 @@ def cli_page() -> str:
         "or the model is at fault; 2 usage; 3 an accuracy gate failed (the artefact is there, with its "
         "report).\n"
     ]
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
+    for name, command in _commands(typer.main.get_command(app)):
         text, _, examples = command.help.partition("\b\n")
         lines = [line[2:] for line in examples.splitlines()[1:]]
-        parts.append(f"\n## qcompiler {name}\n\n{text.strip()}\n\n```\n" + "\n".join(lines).strip() + "\n```\n")
+        parts.append(f"\n## {name}\n\n{text.strip()}\n\n```\n" + "\n".join(lines).strip() + "\n```\n")
         rows = [_parameter(p) for p in command.params]
         if rows:
             parts.append("\n| | default | |\n|---|---|---|\n" + "".join(rows))
     return "".join(parts)
+
+
+def _commands(group: Any, prefix: str = "qcompiler") -> Iterator[tuple[str, Any]]:
+    """Name and command, groups of commands opened."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
 
 
 def _parameter(parameter: Any) -> str:

@@ -8,12 +8,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompiler.codegen.npu.lower import compile_npu
 from qcompiler.passes.fuse import MOVES
 from qcompiler.passes.graph import read
 from qcompiler.passes.integerize import integerize
 from qcompiler.pipeline import Options, quantise_model
 from qcompiler.progress import Progress
 from qcompiler.report.collect import kind_of
+from qcompiler.sim import hardware
+from qcompiler.sim.errors import QCompilerError
+from qcompiler.sim.hardware import Machine
 from qcompiler.sim.integer_program import Dequantize, FloatOp, IntegerProgram, Quantize
 from qcompiler.targets import known_targets
 
@@ -135,9 +139,8 @@ def compiled(title: str) -> IntegerProgram:
     return integerize(quantised.module)
 
 
-def outcome(title: str) -> tuple[str, str]:
+def outcome(program: IntegerProgram, title: str) -> tuple[str, str]:
     """("int8", the integer operations it becomes) or ("float", why)."""
-    program = compiled(title)
     floats = [op for op in program.operations if isinstance(op, FloatOp)]
     if floats:
         return "float", floats[0].reason
@@ -149,18 +152,30 @@ def outcome(title: str) -> tuple[str, str]:
     return "int8", ", ".join(inner or kinds)
 
 
+def on_accelerator(program: IntegerProgram, machine: Machine) -> str:
+    """ "int8" when the accelerator computes all of it, "no" otherwise."""
+    try:
+        compile_npu(program, machine)
+    except QCompilerError:
+        return "no"
+    return "int8"
+
+
 def page() -> str:
     """The matrix as Markdown."""
+    machine = hardware.load("edge-16x16")
     rows = []
     for title in EXAMPLES:
-        kind, how = outcome(title)
-        rows.append(f"| {title} | {kind} | {how} |\n")
-    targets = ", ".join(f"`{t.name}`" for t in known_targets())
+        program = compiled(title)
+        kind, how = outcome(program, title)
+        rows.append(f"| {title} | {kind} | {on_accelerator(program, machine)} | {how} |\n")
+    targets = "".join(f"- `{t.name}`: {t.description}\n" for t in known_targets())
     return (
-        "# What is supported\n\nEach row was made by compiling a small model of that operator (docs/support.py). "
-        "*int8*: integer arithmetic from end to end, equal on every target to the last bit. *float*: the operator "
-        f"computes in float32 between a dequantise and a quantise, on CPU targets only.\n\nTargets: {targets}.\n\n"
-        "| ONNX operator | | integer operations, or why not |\n|---|---|---|\n"
+        "# What is supported\n\n## Targets\n\n" + targets + "\n## Operators\n\n"
+        "Each row was made by compiling a small model of that operator (docs/support.py). *int8*: integer arithmetic "
+        "from end to end, equal on every target to the last bit. *float*: the operator computes in float32 between a "
+        "dequantise and a quantise; the accelerator has no float unit.\n\n"
+        "| ONNX operator | CPU | NPU | integer operations, or why not |\n|---|---|---|---|\n"
         + "".join(rows)
         + "\nQuantised models: QuantizeLinear and DequantizeLinear (QDQ), QLinearConv, QLinearMatMul, ConvInteger, "
         "MatMulInteger and ONNX Runtime's com.microsoft operators are read with the scales they carry. Operators that "

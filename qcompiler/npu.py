@@ -30,6 +30,7 @@ class NpuBackend:
     name: str
     machine: Machine
     architecture: str = ""
+    macs_to_measure: float = 1e9
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.report.npu import render

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 # The reference interpreter does some 1 GMAC/s: a few seconds, more only where a single sample takes longer.
 LAYER_MACS, LAYER_SAMPLES = 2e9, 8
-OUTPUT_MACS, OUTPUT_SAMPLES = 100e9, 100
+OUTPUT_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _measure(
 
     tensors = per_tensor_sqnr(graph, program, runs())
     if execute is not None:
-        many = within_budget(program, quantised.samples, OUTPUT_MACS, OUTPUT_SAMPLES)
+        many = within_budget(program, quantised.samples, backend.macs_to_measure, OUTPUT_SAMPLES)
         outputs = output_accuracy(graph, program, execute, many)
     else:
         outputs = output_accuracy(graph, program, lambda sample: reference.execute(program, sample), few)

@@ -30,13 +30,17 @@ class Built:
 
 
 class Backend(Protocol):
-    """name: the target as the user gave it. architecture: the machine word of `uname -m`, "" for an accelerator."""
+    """name: the target as the user gave it. architecture: the machine word of `uname -m`, "" for an accelerator.
+    macs_to_measure: how much work to spend on measuring the outputs' accuracy: a few seconds of `executor`."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def architecture(self) -> str: ...
+
+    @property
+    def macs_to_measure(self) -> float: ...
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         """Compile into an existing directory."""
@@ -93,6 +97,7 @@ class CpuBackend:
 
     name: str
     target: Any
+    macs_to_measure: float = 100e9
 
     @property
     def architecture(self) -> str:
