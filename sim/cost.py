@@ -16,8 +16,12 @@ from functools import lru_cache
 
 from qcompiler.sim import mapping
 from qcompiler.sim.hardware import ExternalMemory, Machine
+from qcompiler.sim.isa import Instruction, LayerNorm, Softmax
 from qcompiler.sim.isa.post import ADD_RECORD_BYTES, TABLE_BYTES, VECTOR_PIPELINE
+from qcompiler.sim.isa.vector import COORDINATE_BYTES
+from qcompiler.sim.isa.vector_rows import EXP_TABLE_BYTES
 from qcompiler.sim.mapping import Mapping, Residency, ceil_div
+from qcompiler.sim.moves import split
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 RECORD_BYTES = 8  # of exact_half_up and f32_half_even; the q31 records are 12
@@ -66,7 +70,7 @@ class Work:
         return head + max(self.matrix, self.vector + self.first_matrix, *loads, self.store) + tail
 
 
-def _read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """``(cycles, bytes)`` of transfers given as (runs, bytes a run), one instruction each."""
     cycles = total = 0
     for count, size in runs:
@@ -76,7 +80,7 @@ def _read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int,
     return cycles, total
 
 
-def _write(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def write(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
     cycles = total = 0
     for count, size in runs:
         moved = count * memory.burst(size)
@@ -104,15 +108,15 @@ def _spans(g: Geometry, axis: int, step: int) -> list[tuple[int, int]]:
     return found
 
 
-def _rows(rows: int, columns: int, whole: int, size: int) -> tuple[int, int]:
+def row_runs(rows: int, columns: int, whole: int, size: int) -> tuple[int, int]:
     """Rows of `columns` pixels of `size` bytes as (runs, bytes): one run where they are `whole` rows."""
     return (1, rows * columns * size) if columns == whole else (rows, columns * size)
 
 
-def _pixels(rows: int, columns: int, whole: int, channels: int, size: int) -> list[tuple[int, int]]:
+def pixel_runs(rows: int, columns: int, whole: int, channels: int, size: int) -> list[tuple[int, int]]:
     """The transfers of `size` of `channels` channels of a tile."""
     if size == channels:
-        return [_rows(rows, columns, whole, channels)]
+        return [row_runs(rows, columns, whole, channels)]
     return [(rows * columns, size)] if columns == whole else [(columns, size)] * rows
 
 
@@ -127,18 +131,28 @@ def _step_sizes(tile_h: int, tile_w: int, m: Mapping) -> Counter[int]:
     return sizes
 
 
-def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary: bool, transposed: bool = False) -> int:
-    """Cycles between the starts of back-to-back matrix instructions (`isa.matrix`, two weight buffers or one)."""
+def matrix_timing(pixels: int, passes: int, machine: Machine, output_stationary: bool) -> tuple[int, int, int, int]:
+    """``(lead, occupy, gap, tail)`` of a matrix instruction (`isa.matrix`).
+
+    The array works `occupy` cycles, at the earliest `lead` after the operands are there and `gap` after the
+    instruction before; the result is complete `tail` cycles later.
+    """
     array = machine.matrix
-    load = array.columns if transposed else array.rows
-    through = array.rows + array.columns - 2
+    load, through = array.rows, array.rows + array.columns - 2
     if output_stationary:
-        steps = passes * array.rows
-        extra = 2 * array.rows + array.columns - 2 if array.weight_buffers == 1 else 0
-        return ceil_div(pixels, array.rows) * (steps + extra)
+        groups, steps = ceil_div(pixels, array.rows), passes * array.rows
+        if array.weight_buffers == 1:
+            return 0, groups * (steps + array.rows + through), 0, 0
+        return 0, groups * steps, 0, through + array.rows
     if array.weight_buffers == 1:
-        return passes * (load + pixels + through)
-    return passes * max(pixels, load)
+        return load, passes * (load + pixels + through) - load - through, load + through, through
+    return load, (passes - 1) * max(pixels, load) + pixels, max(load - pixels, 0), through
+
+
+def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary: bool) -> int:
+    """Cycles between the starts of back-to-back matrix instructions."""
+    _, occupy, gap, _ = matrix_timing(pixels, passes, machine, output_stationary)
+    return occupy + gap
 
 
 def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
@@ -162,56 +176,56 @@ def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     for n, h, wd, ih, iw in shapes:
         n *= images
         steps = _step_sizes(h, wd, m)
-        for pixels, count in steps.items():
-            w.matrix += n * count * len(blocks) * matrix_cycles(pixels, passes, machine, m.output_stationary)
-            w.vector += n * count * (pixels * vectors + table * len(blocks))
+        for count_pixels, count in steps.items():
+            w.matrix += n * count * len(blocks) * matrix_cycles(count_pixels, passes, machine, m.output_stationary)
+            w.vector += n * count * (count_pixels * vectors + table * len(blocks))
         block_steps += n * sum(steps.values())
         if not r.image:
-            cycles, moved = _read(main, [_rows(ih, iw, g.image[2], c)])
+            cycles, moved = read(main, [row_runs(ih, iw, g.image[2], c)])
             w.load += n * image_loads * cycles
             w.main_read += n * image_loads * moved
         if m.im2col:
             run, taps = (g.kernel[1] * c, g.kernel[0]) if g.dilation[1] == 1 else (c, math.prod(g.kernel))
             w.load += n * image_loads * h * wd * taps * ceil_div(run, machine.activation_memory.bytes_per_cycle)
         for size in sizes:
-            transfers = _pixels(h, wd, ow, o, size)
+            transfers = pixel_runs(h, wd, ow, o, size)
             if not r.output:
-                cycles, moved = _write(main, transfers)
+                cycles, moved = write(main, transfers)
                 w.store += n * cycles
                 w.main_write += n * moved
             if residual and not r.operand:
-                cycles, moved = _read(main, transfers)
+                cycles, moved = read(main, transfers)
                 w.load += n * cycles
                 w.main_read += n * moved
     # Weights: once, or once a tile (in parts: once a step).
     weight_loads = tiles if not m.groups_outer and len(groups) > 1 else 1
     tail = ADD_RECORD_BYTES * residual + TABLE_BYTES * g.tables
     records = [RECORD_BYTES if g.kind == "matmul" else size * RECORD_BYTES for size in sizes]
-    cycles, moved = _read(constants, [(1, size + tail) for size in records])
+    cycles, moved = read(constants, [(1, size + tail) for size in records])
     fetched, fetched_bytes = weight_loads * cycles, weight_loads * moved
     if g.kind != "matmul":
         k = [math.prod(p.kernel) for p in parts]
-        cycles, moved = _read(constants, [(1, size * width) for _, _, width in blocks for size in k])
+        cycles, moved = read(constants, [(1, size * width) for _, _, width in blocks for size in k])
         times = block_steps if len(parts) > 1 else weight_loads
         fetched, fetched_bytes = fetched + times * cycles, fetched_bytes + times * moved
-        first = _read(constants, [(1, records[0] + tail), (1, k[0] * blocks[0][2])])[0]
+        first = read(constants, [(1, records[0] + tail), (1, k[0] * blocks[0][2])])[0]
     else:
         runs = [(g.reduction, size) if size < o else (1, g.reduction * size) for size in sizes]
-        cycles, moved = _read(main, runs)
+        cycles, moved = read(main, runs)
         w.load += weight_loads * cycles
         w.main_read += weight_loads * moved
         first = fetched
     w.first_fetch, w.fetch, w.constant_read = first, fetched, fetched_bytes
     n, h, wd, ih, iw = shapes[0]
-    pixels = max(_step_sizes(h, wd, m))
-    w.first_matrix = matrix_cycles(pixels, passes, machine, m.output_stationary) + array.rows + array.columns
+    most = max(_step_sizes(h, wd, m))
+    w.first_matrix = matrix_cycles(most, passes, machine, m.output_stationary) + array.rows + array.columns
     if not r.image:
-        w.first_load = _read(main, [_rows(ih, iw, g.image[2], c)])[0]
+        w.first_load = read(main, [row_runs(ih, iw, g.image[2], c)])[0]
     if m.im2col:
         w.first_load += h * wd * g.kernel[0] * ceil_div(g.kernel[1] * c, machine.activation_memory.bytes_per_cycle)
-    w.last_vector = pixels * ceil_div(blocks[-1][2], lanes) + table + VECTOR_PIPELINE
+    w.last_vector = most * ceil_div(blocks[-1][2], lanes) + table + VECTOR_PIPELINE
     if not r.output:
-        w.last_store = _write(main, _pixels(h, wd, ow, o, sizes[-1]))[0]
+        w.last_store = write(main, pixel_runs(h, wd, ow, o, sizes[-1]))[0]
     w.steps = block_steps * len(blocks)
     return w.times(batch) if batch > 1 else w
 
@@ -237,26 +251,126 @@ def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
             steps = len(mapping.cut(0, h, m.step_h)) * (1 if wd % merged == 0 else 2)
             w.vector += n * (h * across * taps + table * steps)
             if not r.output:
-                cycles, moved = _write(main, _pixels(h, wd, ow, o, width))
+                cycles, moved = write(main, pixel_runs(h, wd, ow, o, width))
                 w.store += n * cycles
                 w.main_write += n * moved
         if not r.image:
-            cycles, moved = _read(main, [_rows(ih, iw, g.image[2], c)])
+            cycles, moved = read(main, [row_runs(ih, iw, g.image[2], c)])
             w.load += n * image_loads * cycles
             w.main_read += n * image_loads * moved
+    if g.records:
+        w.fetch, w.constant_read = read(constants, [(1, g.records * RECORD_BYTES + TABLE_BYTES * g.tables)])
+        w.first_fetch = w.fetch
     if depthwise:
         loads = tiles if not m.groups_outer and len(groups) > 1 else 1
         chunks = [(1, (taps + RECORD_BYTES) * (b - a) * merged + TABLE_BYTES * g.tables) for a, b in groups]
-        cycles, moved = _read(constants, chunks)
+        cycles, moved = read(constants, chunks)
         w.fetch, w.constant_read = loads * cycles, loads * moved
-        w.first_fetch = _read(constants, chunks[:1])[0]
+        w.first_fetch = read(constants, chunks[:1])[0]
     n, h, wd, ih, iw = shapes[0]
     if not r.image:
-        w.first_load = _read(main, [_rows(ih, iw, g.image[2], c)])[0]
+        w.first_load = read(main, [row_runs(ih, iw, g.image[2], c)])[0]
     w.last_vector = VECTOR_PIPELINE
     if not r.output:
-        w.last_store = _write(main, _pixels(h, wd, ow, o, groups[-1][1] - groups[-1][0]))[0]
+        w.last_store = write(main, pixel_runs(h, wd, ow, o, groups[-1][1] - groups[-1][0]))[0]
     w.steps = tiles * len(groups)
+    return w
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of element-wise, row-wise or moving work. loads, stores: external transfers as (runs, bytes); vector,
+    local: cycles of the lanes, and of moves inside the activation memory."""
+
+    loads: list[tuple[int, int]]
+    vector: int
+    local: int
+    stores: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """All pieces of a layer. in_order: whether the i-th reads only about the i-th part of its inputs."""
+
+    items: list[Chunk]
+    parameter_bytes: int
+    in_order: bool = True
+
+
+def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
+    """The pieces in which layers other than convolutions, products and pools are done."""
+    lanes = machine.vector.lanes
+
+    def piece(image: int, output: int, vector: int, operand: int = 0) -> Chunk:
+        loads = [(1, size) for size, here in ((image, r.image), (operand, r.operand)) if size and not here]
+        return Chunk(loads, vector, 0, [] if r.output else [(1, output)])
+
+    items = []
+    if g.kind == "move":
+        return Chunks(_moves(g, m, r, machine), 0, in_order=False)
+    if g.kind == "elementwise":
+        *outer, (inner, _, _) = g.loops
+        for low, high in mapping.cut(0, g.loops[0][0], m.tile_h):
+            trips = [high - low, *(n for n, _, _ in g.loops[1:])]
+            cycles = math.prod(trips[:-1]) * ceil_div(trips[-1], lanes)
+            sizes = [mapping.operand_bytes(g, high - low, k) for k in (0, 1)]
+            items.append(piece(sizes[0], math.prod(trips), cycles, sizes[1]))
+        return Chunks(items, ADD_RECORD_BYTES)
+    length, out = g.image[3], g.output[3]
+    for low, high in mapping.cut(0, _trips(g), m.tile_h):
+        n = high - low
+        if g.kind == "table" and g.tables == 1:
+            items.append(piece(n, n, ceil_div(TABLE_BYTES, lanes) + ceil_div(n, lanes)))
+        elif g.kind == "table":
+            items.append(piece(n * length, n * length, ceil_div(length, lanes) * (TABLE_BYTES + n)))
+        elif g.kind == "resize":
+            ys = [y for a, b, _ in g.loops[low:high] for y in (a, b)]
+            size = (max(ys) - min(ys) + 1) * g.image[2] * length
+            items.append(piece(size, n * g.output[2] * out, 4 * n * g.output[2] * ceil_div(out, lanes)))
+        elif g.kind == "embedding":
+            items.append(Chunk([(1, n * length), (n, out)], 0, 0, [] if r.output else [(1, n * out)]))
+        else:
+            common = {"rows": n, "length": length, "in_address": 0, "in_pitch": 0, "out_address": 0, "out_pitch": 0}
+            rows: Instruction = Softmax(**common, table=0)
+            if g.kind == "layer_norm":
+                rows = LayerNorm(**common, gain=0, bias=0, shift=1, epsilon=1)
+            items.append(piece(n * length, n * length, rows.timing(machine).occupy))
+    constants = {"table": TABLE_BYTES * g.tables, "softmax": EXP_TABLE_BYTES, "layer_norm": 6 * length,
+                 "resize": COORDINATE_BYTES * g.output[2] + RECORD_BYTES}  # fmt: skip
+    items *= g.image[0] if g.kind == "resize" else 1
+    return Chunks(items, constants.get(g.kind, 0), in_order=g.kind != "resize" or g.image[0] == 1)
+
+
+def _trips(g: Geometry) -> int:
+    return g.image_bytes if g.kind == "table" and g.tables == 1 else g.output[1]
+
+
+def _moves(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> list[Chunk]:
+    width, items = machine.activation_memory.bytes_per_cycle, []
+    for box in g.boxes:
+        on_chip = r.image or box.operand < 0
+        parts = [box] if on_chip or r.output else split(box, m.tile_h)
+        for part in parts:
+            runs = [(part.bytes // part.run, part.run)]
+            local = runs[0][0] * ceil_div(part.run, width) if on_chip and r.output else 0
+            items.append(Chunk([] if on_chip else runs, 0, local, [] if r.output else runs))
+    return items
+
+
+def _other(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
+    main, constants = machine.main_memory, machine.constant_memory or machine.main_memory
+    w, pieces = Work(), chunks(g, m, r, machine)
+    for i, chunk in enumerate(pieces.items):
+        cycles, moved = read(main, chunk.loads)
+        w.load, w.main_read = w.load + cycles, w.main_read + moved
+        w.first_load = cycles if i == 0 else w.first_load
+        w.last_store, moved = write(main, chunk.stores)
+        w.store, w.main_write = w.store + w.last_store + chunk.local, w.main_write + moved
+        w.vector += chunk.vector
+    if pieces.parameter_bytes:
+        w.fetch, w.constant_read = read(constants, [(1, pieces.parameter_bytes)])
+        w.first_fetch = w.fetch
+    w.last_vector, w.steps = VECTOR_PIPELINE, len(pieces.items)
     return w
 
 
@@ -266,7 +380,7 @@ def work(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
         return _matrix(g, m, r, machine)
     if g.kind in ("depthwise", "pool"):
         return _vector(g, m, r, machine)
-    return Work(vector=g.output_bytes, steps=ceil_div(g.output[1], m.tile_h))
+    return _other(g, m, r, machine)
 
 
 def search(g: Geometry, r: Residency, machine: Machine) -> Mapping | None:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from qcompiler.sim.integer_program import (
     Add,
     AveragePool2d,
@@ -39,6 +41,7 @@ from qcompiler.sim.integer_program import (
     Transpose,
 )  # fmt: skip
 from qcompiler.sim.moves import Box, boxes
+from qcompiler.sim.reference import pool_counts
 
 KINDS = ("conv", "depthwise", "matmul", "pool", "elementwise", "table", "move", "softmax", "layer_norm", "resize",
          "embedding")  # fmt: skip
@@ -56,7 +59,7 @@ class Geometry:
     tables, operands: look-ups fused (tables of a table layer), and tensors read beside the image (a residual, an
     addend, matmul's b).
     loops: of an element-wise operation (`broadcast_loops`), or the two image rows under each row of a resize.
-    boxes: of a move (`moves.boxes`).
+    boxes: of a move (`moves.boxes`). records: different scales of a pool (one for each count it averages over).
     """
 
     kind: str
@@ -71,6 +74,7 @@ class Geometry:
     operands: int = 0
     loops: tuple[tuple[int, int, int], ...] = ()
     boxes: tuple[Box, ...] = ()
+    records: int = 0
 
     @property
     def reduction(self) -> int:
@@ -197,10 +201,14 @@ def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
         (*batch, m, n), k = output, shapes[0][-1]
         return Geometry("matmul", (math.prod(batch), m, 1, k), (math.prod(batch), m, 1, n), operands=1)
     if isinstance(op, (MaxPool2d, AveragePool2d)):
-        return Geometry("pool", nhwc(shapes[0]), nhwc(output), op.kernel, op.stride, op.dilation, op.padding)
+        records = 0
+        if isinstance(op, AveragePool2d):
+            records = len(np.unique(np.maximum(pool_counts(op, nhwc(shapes[0]), nhwc(output)), 1)))
+        return Geometry("pool", nhwc(shapes[0]), nhwc(output), op.kernel, op.stride, op.dilation, op.padding,
+                        records=records)  # fmt: skip
     if isinstance(op, Mean):
         image, out, kernel = mean_as_pool(op.axes, shapes[0])
-        return Geometry("pool", image, out, kernel, (kernel[0], 1))
+        return Geometry("pool", image, out, kernel, (kernel[0], 1), records=1)
     if isinstance(op, Table):
         return Geometry("table", _rows(output), _rows(output), tables=op.table.size // 256)
     if isinstance(op, (Add, Mul)):

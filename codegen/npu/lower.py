@@ -19,6 +19,7 @@ from qcompiler.codegen.npu.partition import partition
 from qcompiler.codegen.npu.placement import Item, pack
 from qcompiler.sim import cost, workload
 from qcompiler.sim.errors import TargetError
+from qcompiler.sim.estimate import Scheduled
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.integer_program import Add, IntegerProgram
 from qcompiler.sim.isa import Halt, Space
@@ -52,6 +53,16 @@ class Plan:
     main: dict[str, int]
     main_bytes: int
 
+    def schedule(self) -> list[Scheduled]:
+        """The layers as the closed form of `sim.estimate` wants them."""
+        return [
+            Scheduled(
+                y.geometry, m, r, self.roots[y.inputs[0]], self.roots[y.output],
+                tuple(self.roots[n] for op in y.operations for n in op.inputs if n in y.inputs)[1:],
+            )
+            for y, m, r in zip(self.layers, self.mappings, self.residencies, strict=True)
+        ]  # fmt: skip
+
 
 def refuse(program: IntegerProgram, machine: Machine) -> None:
     """Raise TargetError naming every operation that this machine does not implement."""
@@ -65,8 +76,10 @@ def refuse(program: IntegerProgram, machine: Machine) -> None:
         if requantize is not None and requantize.rounding not in machine.vector.roundings:
             problems.append(f"{op.name!r}: rounding {requantize.rounding} (vector.roundings has "
                             f"{', '.join(machine.vector.roundings)})")  # fmt: skip
+        shape = program.output_tensor(op).shape
         try:
-            workload.geometry(op, shapes, program.output_tensor(op).shape)
+            if not workload.is_view(op, shapes, shape):
+                workload.geometry(op, shapes, shape)
         except (ValueError, TypeError) as error:
             problems.append(f"{op.name!r}: {error}")
     if problems:
