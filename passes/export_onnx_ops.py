@@ -342,7 +342,10 @@ def _reshape(w: Writer, node: Node) -> None:
     if w.batch:
         shape[0] = 0 if len(shape) and w.graph.types[node.inputs[0]].shape[0] == 1 else shape[0]
     target = w.add_constant(np.array(shape, dtype=np.int64), f"{node.name}_shape")
-    w.write(node, "Reshape", [w.read(node.inputs[0]), target], **({} if 0 in shape else {"allowzero": 1}))
+    x = node.inputs[0]
+    one_pixel = w.is_permuted(x) and w.graph.types[x].shape[1:3] == (1, 1)  # then both orders are the same
+    inputs = [w.read(x, one_pixel), target]
+    w.write(node, "Reshape", inputs, **({} if 0 in shape else {"allowzero": 1}))
 
 
 def _broadcast_to(w: Writer, node: Node) -> None:
