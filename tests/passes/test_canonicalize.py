@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_graphs import check, model, operators
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "frontend"))
-from onnx_graphs import check, model, operators  # noqa: E402
-
-from qcompiler.passes.base import parse_pipeline  # noqa: E402
-from qcompiler.passes.canonical import canonical_pipeline  # noqa: E402
-from qcompiler.passes.graph import read  # noqa: E402
+from qcompiler.passes.base import parse_pipeline
+from qcompiler.passes.canonical import canonical_pipeline
+from qcompiler.passes.graph import read
 
 RNG = np.random.default_rng(8)
 

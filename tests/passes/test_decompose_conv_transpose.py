@@ -5,17 +5,12 @@ The numbers against ONNX Runtime are in tests/frontend/test_onnx_operators.py.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 from onnx import helper
+from onnx_graphs import check, model
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "frontend"))
-from onnx_graphs import check, model  # noqa: E402
-
-from qcompiler.passes.decompose_conv_transpose import phases  # noqa: E402
-from qcompiler.passes.graph import read  # noqa: E402
+from qcompiler.passes.decompose_conv_transpose import phases
+from qcompiler.passes.graph import read
 
 RNG = np.random.default_rng(12)
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_graphs import check, model, operators
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "frontend"))
-from onnx_graphs import check, model, operators  # noqa: E402
-
-from qcompiler.frontend.onnx import import_onnx  # noqa: E402
-from qcompiler.passes.base import Explanations, Pipeline  # noqa: E402
-from qcompiler.passes.canonicalize import Canonicalize  # noqa: E402
-from qcompiler.passes.fold_batch_norm import FoldBatchNorm  # noqa: E402
-from qcompiler.passes.layout import Layout  # noqa: E402
+from qcompiler.frontend.onnx import import_onnx
+from qcompiler.passes.base import Explanations, Pipeline
+from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.fold_batch_norm import FoldBatchNorm
+from qcompiler.passes.layout import Layout
 
 RNG = np.random.default_rng(5)
 I, O = 4, 6  # noqa: E741

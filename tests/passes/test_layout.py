@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_graphs import check, model, operators
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "frontend"))
-from onnx_graphs import check, model, operators  # noqa: E402
-
-from qcompiler.frontend.onnx import import_onnx  # noqa: E402
-from qcompiler.passes.canonicalize import Canonicalize  # noqa: E402
-from qcompiler.passes.graph import read  # noqa: E402
-from qcompiler.passes.layout import Layout, from_last, last_axis, to_last  # noqa: E402
+from qcompiler.frontend.onnx import import_onnx
+from qcompiler.passes.canonicalize import Canonicalize
+from qcompiler.passes.graph import read
+from qcompiler.passes.layout import Layout, from_last, last_axis, to_last
 
 RNG = np.random.default_rng(6)
 
