@@ -54,6 +54,19 @@ def shuffle(vectors: Sequence[Expr], order: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [constant(int(i)) for i in order])
 
 
+def unpack(a: Expr, b: Expr, width: int, high: bool, count: int) -> Expr:
+    """Interleaves elements of `width` bytes of the low or high halves of each 128-bit block.
+
+    a, b: vectors of `count` bytes. PUNPCKL/PUNPCKH on x86, ZIP1/ZIP2 on ARM.
+    """
+    order = []
+    for block in range(0, count, 16):
+        start = block + (8 if high else 0)
+        for i in range(start, start + 8, width):
+            order += [*range(i, i + width), *range(count + i, count + i + width)]
+    return shuffle([a, b], order)
+
+
 @functools.cache
 def _intrinsic_id(name: str) -> int:
     from tvm.target import codegen

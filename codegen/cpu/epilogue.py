@@ -60,7 +60,7 @@ class Epilogue:
     def __init__(self, isa: VectorInstructionSet, emitter: Emitter, fused: tuple[FusedOp, ...], elements: int) -> None:
         self._isa, self._e, self._fused = isa, emitter, fused
         self._operands: list[Buffer] = [
-            emitter.buffer(f"other{i}", elements, "uint8") for i, op in enumerate(fused) if op.kind == "add"
+            emitter.buffer(f"other{i}", elements, self._isa.storage) for i, op in enumerate(fused) if op.kind == "add"
         ]
 
     def constants(self) -> None:
@@ -78,7 +78,7 @@ class Epilogue:
             other = self._rows(next(operands), operand_at, width, valid, count)
             packed = self._isa.rescaled_add(packed, other, op.multiplier_a, op.multiplier_b, op.bias, op.shift, lanes)
             packed = self._isa.clamp_bytes(packed, op.minimum, op.maximum, count)
-            packed = self._e.bind(packed, f"uint8x{count}", "bytes")
+            packed = self._e.bind(packed, f"{self._isa.storage}x{count}", "bytes")
         for row, index in enumerate(at):
             for start, length in pieces(valid):
                 first = row * width + start
@@ -88,8 +88,8 @@ class Epilogue:
     def _rows(self, buffer: Buffer, at: list[Expr], width: int, valid: int, count: int) -> Expr:
         """The same positions of another tensor, arranged alike; zeros where nothing is stored."""
         if len(at) == 1 and valid == count:
-            return self._e.bind(load(buffer, at[0], count), f"uint8x{count}", "other")
-        parts, order = [splat(0, "uint8", count)], [0] * count
+            return self._e.bind(load(buffer, at[0], count), f"{self._isa.storage}x{count}", "other")
+        parts, order = [splat(0, self._isa.storage, count)], [0] * count
         joined = count
         for row, index in enumerate(at):
             for start, length in pieces(valid):
@@ -97,7 +97,7 @@ class Epilogue:
                 first = row * width + start
                 order[first : first + length] = range(joined, joined + length)
                 joined += length
-        return self._e.bind(shuffle(parts, order), f"uint8x{count}", "other")
+        return self._e.bind(shuffle(parts, order), f"{self._isa.storage}x{count}", "other")
 
 
 def pieces(count: int) -> list[tuple[int, int]]:

@@ -26,7 +26,7 @@ def pack_right(isa: VectorInstructionSet, copies: int, n: int, k: int, transpose
     blocks, quads = -(-n // width), -(-k // 4)
     elements = 4 * lanes  # of one vector of weights
     e = Emitter()
-    b = e.buffer("b", copies * n * k, "uint8")
+    b = e.buffer("b", copies * n * k, isa.storage)
     y = e.buffer("packed", copies * blocks * quads * VECTORS * elements, isa.weight_dtype)
     with tasks(e) as task:
         copy = e.bind(tirx.truncdiv(task, constant(blocks)), "int32", "copy")
@@ -51,10 +51,11 @@ def pack_right(isa: VectorInstructionSet, copies: int, n: int, k: int, transpose
 def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, n: int, k: int, store: Any) -> None:
     """b [K, N]: four rows interleaved make one quad of all channels. Columns past N are read but never used."""
     count = 4 * isa.lanes(4)
-    zero = splat(isa.storage_offset, "uint8", count)
+    zero = splat(isa.storage_offset, isa.storage, count)
 
     def quad_of(quad: Expr, rows: int) -> None:
-        loads = [e.bind(load(b, first + (quad * 4 + r) * n, count), f"uint8x{count}", "row") for r in range(rows)]
+        dtype = f"{isa.storage}x{count}"
+        loads = [e.bind(load(b, first + (quad * 4 + r) * n, count), dtype, "row") for r in range(rows)]
         for v, vector in enumerate(isa.interleave([*loads, *[zero] * (4 - rows)], isa.lanes(4))):
             store(quad, v, vector)
 
@@ -81,7 +82,7 @@ def _transposed_block(
         ]
         if full:
             with e.loop(full, "chunk") as chunk:
-                loads = [e.bind(load(b, rows[i] + chunk * 16, 16), "uint8x16", "bytes") for i in range(lanes)]
+                loads = [e.bind(load(b, rows[i] + chunk * 16, 16), f"{isa.storage}x16", "bytes") for i in range(lanes)]
                 for j, vector in enumerate(isa.transpose_words(loads, lanes)):
                     store(chunk * 4 + j, v, vector)
         for quad in range(4 * full, 4 * full + -(-rest // 4)):
@@ -89,7 +90,7 @@ def _transposed_block(
             words = []
             for i in range(lanes):
                 parts = [load(b, rows[i] + (4 * quad + min(j, valid - 1)), 1) for j in range(4)]
-                parts[valid:] = [constant(isa.storage_offset, "uint8")] * (4 - valid)
+                parts[valid:] = [constant(isa.storage_offset, isa.storage)] * (4 - valid)
                 words += parts
             store(constant(quad), v, shuffle(words, range(4 * lanes)))
 
@@ -101,7 +102,7 @@ def column_bias(isa: VectorInstructionSet, blocks: int, quads: int, factor: int,
     e = Emitter()
     w = e.buffer("packed", blocks * quads * VECTORS * 4 * lanes, isa.weight_dtype)
     y = e.buffer("bias", blocks * VECTORS * lanes, "int32")
-    ones = isa.operand(splat(1, "uint8", 4 * lanes), lanes)
+    ones = isa.operand(splat(1, isa.storage, 4 * lanes), lanes)
     with tasks(e) as task:
         acc = e.registers(VECTORS, dtype)
         for v in range(VECTORS):
@@ -120,7 +121,7 @@ def row_bias(isa: VectorInstructionSet, rows: int, k: int, factor: int) -> Any:
     """``factor * sum of the stored bytes`` of every row, int32. Buffers: a [rows, K]; ones arranged as weights; out."""
     lanes = isa.lanes(4)
     e = Emitter()
-    a = e.buffer("a", rows * k, "uint8")
+    a = e.buffer("a", rows * k, isa.storage)
     ones = e.buffer("ones", 4 * lanes, isa.weight_dtype)
     y = e.buffer("row_bias", rows, "int32")
     with tasks(e) as task:

@@ -53,11 +53,14 @@ def pad(isa: InstructionSet, shape: Shape, padding: tuple[int, int, int, int], f
     top, left, bottom, right = padding
     lines, width = h + top + bottom, (w + left + right) * c
     e = Emitter()
-    x = e.buffer("x", n * h * w * c, "uint8")
-    y = e.buffer("y", n * lines * width, "uint8")
+    x = e.buffer("x", n * h * w * c, isa.storage)
+    y = e.buffer("y", n * lines * width, isa.storage)
 
     def border(at: Expr, count: int) -> None:
-        for_chunks(e, count, isa.vector_bytes, lambda i, lanes: e.store(y, at + i, splat(fill, "uint8", lanes), lanes))
+        def write(i: Expr, lanes: int) -> None:
+            e.store(y, at + i, splat(fill, isa.storage, lanes), lanes)
+
+        for_chunks(e, count, isa.vector_bytes, write)
 
     with tasks(e) as t:
         image = tirx.truncdiv(t, constant(lines))
