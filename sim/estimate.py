@@ -87,7 +87,8 @@ class Ring:
             self.position = 0
         start, stop = self.position, self.position + size
         self.position = stop
-        free, kept = 0, deque()
+        free = 0
+        kept: deque[tuple[int, int, list[int]]] = deque()
         for piece in self.pieces:
             if piece[0] < stop and start < piece[1]:
                 free = max(free, piece[2][0])
@@ -113,6 +114,7 @@ class Estimator:
         self.fetch = self.load if machine.constant_memory is None else Channel(machine.constant_memory, False)
         self.weights = Ring(machine.weight_memory.size_bytes)
         self.parameters = Ring(machine.vector.parameter_bytes)
+        self.accumulators = Ring(machine.matrix.accumulator_rows)
         self.matrix_end = self.vector_end = self.frontier = 0
         self.ready: dict[str, Ready] = {}
         # Instructions issued by the array, and when: a full queue stops dispatch, hence prefetching.
@@ -245,22 +247,26 @@ class Estimator:
                             free, piece = self.weights.take(k * width)
                             here = max(here, self.constants(k * width, free))
                             piece[0] = max(self.matrix_end, here) + occupied
-                    elif b > 0:
+                    elif b > depth:
                         # Nothing but the units holds the rest of the step: equal blocks at the slower one's pace.
                         rest = len(group) - b
                         self.matrix_end = round(self.matrix_end + rest * period)
                         spent = sum(step.pixels * ceil_div(w, lanes) + table for _, _, w in group[b:])
                         last_vector = step.pixels * ceil_div(group[-1][2], lanes) + table
                         self.vector_end = max(self.vector_end + spent, self.matrix_end + through + last_vector)
+                        for i in range(min(depth, rest) - 1, -1, -1):
+                            self.accumulators.take(step.pixels)[1][0] = (
+                                self.vector_end + VECTOR_PIPELINE - i * last_vector
+                            )
                         break
-                    begin = max(self.matrix_end + gap, here + lead)
+                    free, rows = self.accumulators.take(step.pixels)
+                    begin = max(self.matrix_end + gap, max(here, free) + lead)
                     started = begin if started is None else started
                     self.matrix_end = begin + occupied
                     spent = step.pixels * ceil_div(width, lanes) + table
                     begin = max(self.vector_end, self.matrix_end + through, parameters_ready, operand, output_free)
                     self.vector_end = begin + spent
-                    # The accumulators of the block `depth` before must have been read.
-                    self.matrix_end = max(self.matrix_end, self.vector_end - depth * spent)
+                    rows[0] = self.vector_end + VECTOR_PIPELINE
                 assert started is not None
                 count = self.issued[-1] + len(group) * len(parts)
                 self.issued.append(count)
@@ -270,7 +276,7 @@ class Estimator:
                     ready.add(base + share * (tile.n + step.y1 / oh) / images, done)
             for piece in held:
                 piece[0] = done if piece is held[0] else self.matrix_end + tail_cycles
-            if not r.image:
+            if not r.image and not m.im2col:  # im2col reads the image in the queue that loads it
                 slots["image"].append(self.matrix_end + tail_cycles)
             if m.im2col:
                 slots["im2col"].append(self.matrix_end + tail_cycles)
@@ -285,11 +291,13 @@ class Estimator:
             self.finish(done)
 
         if m.groups_outer:
-            kept = stage(tiles[0]) if len(tiles) == 1 else None
+            staged = (0, 0)
             for i, group in enumerate(groups):
                 loaded = load(group)
                 for tile in tiles:
-                    body(tile, group, i == len(groups) - 1, loaded, kept or stage(tile))
+                    if len(tiles) > 1 or i == 0:
+                        staged = stage(tile)
+                    body(tile, group, i == len(groups) - 1, loaded, staged)
                     loaded = ([], *loaded[1:]) if len(parts) == 1 else loaded
         else:
             loaded = load(groups[0])

@@ -209,11 +209,12 @@ class _Lowering:
         groups = [[b for _, b in part] for _, part in groupby(enumerate(blocks), key=lambda item: item[0] // m.group)]
         tiles = mapping.tiles(g, m)
         if m.groups_outer:
-            staged = self.stage(tiles[0]) if len(tiles) == 1 else None
             for group in groups:
-                loaded = self.load(group)
+                loaded = self.load(group)  # before the image, which may have to wait for the layer before
                 for tile in tiles:
-                    self.body(tile, group, loaded, staged or self.stage(tile))
+                    if len(tiles) > 1 or group is groups[0]:
+                        here = self.stage(tile)
+                    self.body(tile, group, loaded, here)
         else:
             loaded = self.load(groups[0])
             for i, tile in enumerate(tiles):
@@ -235,7 +236,8 @@ class _Lowering:
         y0, y1, x0, x1 = mapping.input_window(self.g, tile)
         offset = ((tile.n * h + y0) * w + x0) * c
         place, pitch = self.context.stage(self.problem.image, "image", offset, y1 - y0, (x1 - x0) * c, w * c)
-        return place, pitch, (y0, y1, x0, x1)
+        staged = (place, pitch, (y0, y1, x0, x1))
+        return self.im2col(tile, staged) if self.m.im2col else staged
 
     def body(self, tile: Tile, group: list[Block], loaded: tuple[list[Weights], Buffer, int],
              staged: tuple[Place, int, tuple[int, int, int, int]]) -> None:  # fmt: skip
@@ -248,8 +250,6 @@ class _Lowering:
         if problem.operand is not None:
             operand = TilePixels(context, problem.operand, self.g, tile, first, last).open("operand")
             operand.fill()
-        if self.m.im2col:
-            staged = self.im2col(tile, staged)
         for step in mapping.steps(tile, self.m):
             for i, (conv_group, channel, width) in enumerate(group):
                 accumulators = context.accumulators.take("accumulators", step.pixels)
