@@ -141,7 +141,7 @@ def contraction_kernel(
     corrected = (bias.astype(np.int64) - offset * sums)[np.maximum(order, 0)]
     # Accumulators wrap modulo 2**32; only their final value, which the program bounds, has to fit.
     lane_bias = np.where(order < 0, 0, corrected).astype(np.int32)
-    rescale = rescale_of(requantize, bound)
+    rescale = rescale_of(requantize, bound, isa)
     scales = rescale_constants(requantize, rescale, geometry.output_channels, order)
     constants = (pack_weights(isa, weights, blocks), lane_bias, *scales)
     parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
@@ -185,7 +185,7 @@ class _Writer:
             self.w = e.buffer("w", weights * copies, isa.weight_dtype)
             self.bias = e.buffer("bias", self.padded * copies, "int32")
 
-        self.x = e.buffer("x", geometry.input_bytes, "uint8")
+        self.x = e.buffer("x", geometry.input_bytes, self.isa.storage)
         if geometry.weight_copies:
             weight_buffers()
         if geometry.row_bias:
@@ -197,7 +197,7 @@ class _Writer:
         self.requantizer = Requantizer(isa, rescale, e, self.padded)
         self.rescale = rescale
         self.epilogue.constants()
-        self.y = e.buffer("y", geometry.output_bytes, "uint8")
+        self.y = e.buffer("y", geometry.output_bytes, self.isa.storage)
         self.task_begin, self.task_end = e.scalar("task_begin"), e.scalar("task_end")
 
     def function(self) -> Any:
@@ -284,7 +284,7 @@ class _Writer:
                 with e.loop(count, "border") as i:
                     at = (position + i) * g.output_channels + self.channel
                     for start, length in pieces(self.channels):
-                        e.store(self.y, at + start, splat(g.fill, "uint8", length), length)
+                        e.store(self.y, at + start, splat(g.fill, self.isa.storage, length), length)
 
         for i in range(lines):
             fill(self.target + (i * g.bordered_pixels - left), left)
@@ -333,7 +333,7 @@ class _Writer:
                     weights.append(tuple(self._bind_part(p) for p in parts))
                 for r, offset in enumerate(offsets):
                     word = bits(load(self.x, at + (quad * 4 + offset), 4), "int32")
-                    quads = bits(splat(word, "int32", lanes), f"uint8x{4 * lanes}")
+                    quads = bits(splat(word, "int32", lanes), f"{self.isa.storage}x{4 * lanes}")
                     operand = tuple(self._bind_part(p) for p in isa.operand(quads, lanes))
                     for v in range(vectors):
                         acc[r * vectors + v] = isa.dot(acc[r * vectors + v], operand, weights[v], lanes)
@@ -363,10 +363,11 @@ class _Writer:
                 if slot // (width // lanes) == k and slot < len(unit)
             ]
             order += [order[-1]] * (byte_lanes - len(order))
+            # Clamped before it is put in order: between two shuffles LLVM 22 moves the clamp to and fro without end.
+            packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
             if order != list(range(byte_lanes)):
                 packed = shuffle([packed], order)
-            packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
-            packed = e.bind(packed, f"uint8x{byte_lanes}", "bytes")
+            packed = e.bind(packed, f"{self.isa.storage}x{byte_lanes}", "bytes")
             valid = min(width, self.channels - first * lanes)
             channel = self.channel + first * lanes
             channels = self.geometry.output_channels

@@ -19,8 +19,9 @@ from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
 from qcompiler.codegen.cpu.pad import padded_input
+from qcompiler.codegen.cpu.requantize import reachable_bound
 from qcompiler.codegen.cpu.tiles import choose_tile
-from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor, accumulator_bound
+from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor
 
 Array = npt.NDArray[Any]
 
@@ -42,8 +43,8 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
     tile = choose_tile(isa, geometry)
     kernel = contraction_kernel(
-        "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize, accumulator_bound(op),
-        fused_ops(group),
+        "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize,
+        reachable_bound(op, x), fused_ops(group),
     )  # fmt: skip
     names = (source, *(t.name for t in others))
     steps.append(Step(kernel, names, group.output.name, geometry.output_bytes, group.names))

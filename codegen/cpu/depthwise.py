@@ -25,8 +25,8 @@ from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.loops import tasks
 from qcompiler.codegen.cpu.packed_weights import lane_channels
 from qcompiler.codegen.cpu.pad import padded_input
-from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, rescale_constants, rescale_of
-from qcompiler.sim.integer_program import Conv2d, accumulator_bound
+from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, reachable_bound, rescale_constants, rescale_of
+from qcompiler.sim.integer_program import Conv2d
 
 Array = npt.NDArray[Any]
 VECTORS = 4  # int32 vectors that pack to one vector of bytes
@@ -116,7 +116,7 @@ def depthwise(group: Group, isa: VectorInstructionSet, bordered: bool = False) -
     order = _lane_channels(isa, geometry)
     sums = op.weight.astype(np.int64).reshape(c, -1).sum(axis=1)
     bias = (op.bias.astype(np.int64) - (x.zero_point + isa.storage_offset) * sums).astype(np.int32)
-    rescale = rescale_of(op.requantize, accumulator_bound(op))
+    rescale = rescale_of(op.requantize, reachable_bound(op, x), isa)
     constants = (
         _pack_weights(isa, op.weight[..., 0], geometry, tile, order),
         np.where(order < 0, 0, bias[np.maximum(order, 0)]).astype(np.int32).ravel(),
@@ -187,14 +187,14 @@ class _Writer:
         self.chunks = 1 if g.pixels > 1 else -(-g.channels // self.bytes)
         self.e = e = Emitter()
         elements = g.images * g.lines * g.line_pixels * g.channels
-        self.x = e.buffer("x", g.images * g.height * g.width * g.channels, "uint8")
+        self.x = e.buffer("x", g.images * g.height * g.width * g.channels, self.isa.storage)
         self.epilogue = Epilogue(isa, e, fused, elements)
         self.chunk_weights = g.kernel[0] * len(self.shifts) * VECTORS * self.bytes
         self.w = e.buffer("w", self.chunks * self.chunk_weights, isa.weight_dtype)
         self.bias = e.buffer("bias", self.chunks * self.bytes, "int32")
         self.requantizer = Requantizer(isa, rescale, e, self.chunks * self.bytes)
         self.epilogue.constants()
-        self.y = e.buffer("y", elements, "uint8")
+        self.y = e.buffer("y", elements, self.isa.storage)
 
     def function(self) -> Any:
         e, g = self.e, self.g
@@ -309,6 +309,6 @@ class _Writer:
                 packed = isa.clamp_bytes(
                     isa.pack(scaled, lanes), self.rescale.minimum, self.rescale.maximum, self.bytes
                 )
-                packed = e.bind(packed, f"uint8x{self.bytes}", "bytes")
+                packed = e.bind(packed, f"{self.isa.storage}x{self.bytes}", "bytes")
                 at = target + (line * g.line_pixels * g.channels + t * g.pixels * g.channels)
                 self.epilogue.finish(packed, [at], [at], self.bytes, valid, self.y)

@@ -19,9 +19,9 @@ from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.operand_packing import VECTORS, column_bias, pack_right, row_bias
-from qcompiler.codegen.cpu.requantize import rescale_constants, rescale_of
+from qcompiler.codegen.cpu.requantize import reachable_bound, rescale_constants, rescale_of
 from qcompiler.codegen.cpu.tiles import choose_tile
-from qcompiler.sim.integer_program import Dense, MatMul, Shape, accumulator_bound
+from qcompiler.sim.integer_program import Dense, MatMul, Shape
 
 
 def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
@@ -36,7 +36,7 @@ def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
     geometry = _lines((), m, n, k)
     kernel = contraction_kernel(
         "dense", isa, geometry, choose_tile(isa, geometry), weights, op.bias, offset_of(x, isa), op.requantize,
-        accumulator_bound(op), fused_ops(group),
+        reachable_bound(op, x), fused_ops(group),
     )  # fmt: skip
     return [group.step(kernel)]
 
@@ -87,7 +87,7 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
         kernel = Kernel("row_bias", row_bias, dict(rows=rows, k=k, factor=-b.zero_point), rows, (ones,))
         steps.append(Step(kernel, (a.name,), f"{name}.row_bias", 4 * rows))
         sources.append(steps[-1].output)
-    rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64))
+    rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64), isa)
     constants = rescale_constants(op.requantize, rescale, n, lane_order(isa, geometry, blocks))
     fused = fused_ops(group)
     parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}

@@ -1,10 +1,17 @@
 """int32 accumulators to stored int8, exactly as `numerics.requantize`: the choice of method, its constants, its code.
 
 `exact_half_up` is one FMA and one conversion (`VectorInstructionSet.floor_fma_int`) where the accumulator cannot
-leave +-2**24, because then float32 holds it exactly; otherwise the 64-bit product of the definition. The other
-roundings follow their definitions in 64-bit integers or float32. Accumulators end as ``q + storage offset`` in
-int32, far outside the byte range at most saturated; `pack` then saturates and `clamp_bytes` applies what is left of
-the clamp.
+leave +-2**24, because then float32 holds it exactly; otherwise the 64-bit product of the definition.
+
+A level that cannot round down inside an instruction takes `nearest` where the constants prove it equal. With
+``scale = M * 2**-s``, M = odd * 2**v, the product acc * scale is halfway between integers only for odd multiples acc
+of 2**(s-1-v). If that is more than the accumulator's bound no tie exists, and rounding half up is rounding to
+nearest: one FMA with the addend 1.5 * 2**23 + zero point rounds the exact sum to an integer, once, because float32
+is spaced by 1 there, and the integer is the low bits of the float.
+
+The other roundings follow their definitions in 64-bit integers or float32. Accumulators end as
+``q + storage offset`` in int32, far outside the byte range at most saturated; `pack` then saturates and
+`clamp_bytes` applies what is left of the clamp.
 """
 
 from __future__ import annotations
@@ -16,19 +23,22 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, splat
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, intrinsic, load, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.sim import numerics
-from qcompiler.sim.integer_program import Requantize
+from qcompiler.sim.integer_program import Conv2d, Dense, Requantize, Tensor
 
 Array = npt.NDArray[Any]
-Method = Literal["fma", "int64", "f32_half_even", "q31_single", "q31_double"]
+Method = Literal["fma", "nearest", "int64", "f32_half_even", "q31_single", "q31_double"]
 
 FMA_ACCUMULATOR_LIMIT = 1 << 24
+NEAREST_MAGIC = 3 << 22  # 1.5 * 2**23: float32 is spaced by 1 from 2**23 to 2**24
+NEAREST_LIMIT = 1 << 21  # scaled accumulators that surely stay in that interval
 _SATURATED = 1 << 20  # beyond every byte, and exact in float32
 
 CONSTANT_DTYPES: dict[Method, tuple[str, ...]] = {
     "fma": ("float32",),
+    "nearest": ("float32",),
     "int64": ("int64", "int64", "int64"),
     "f32_half_even": ("float32",),
     "q31_single": ("int64", "int64", "int64"),
@@ -48,22 +58,50 @@ class Rescale:
     bounded: bool
 
 
-def rescale_of(r: Requantize, bound: Array) -> Rescale:
-    """The method for accumulators of at most `bound` (int64 [C] or [1]) in magnitude."""
+def rescale_of(r: Requantize, bound: Array, isa: VectorInstructionSet | None = None) -> Rescale:
+    """The method for accumulators of at most `bound` (int64 [C] or [1]) in magnitude.
+
+    isa: lets a level without embedded rounding take `nearest` where that is exact.
+    """
     largest = int(np.max(bound, initial=0))
     scaled = float(np.max(np.asarray(bound, dtype=np.float64) * r.scale.astype(np.float64), initial=0.0))
-    if r.rounding == "exact_half_up":
-        method: Method = "fma" if largest <= FMA_ACCUMULATOR_LIMIT else "int64"
-    else:
+    method: Method
+    if r.rounding != "exact_half_up":
         method = r.rounding
+    elif largest > FMA_ACCUMULATOR_LIMIT:
+        method = "int64"
+    elif isa is not None and not isa.rounds_down and scaled < NEAREST_LIMIT and not ties_exist(r.scale, bound):
+        method = "nearest"
+    else:
+        method = "fma"
     return Rescale(method, r.zero_point, r.minimum, r.maximum, scaled < 2.0**30)
+
+
+def ties_exist(scale: Array, bound: Array) -> bool:
+    """Whether some integer within +-bound times its float32 scale lies exactly between two integers."""
+    multiplier, shift = numerics.decompose_scale(scale)
+    trailing_zeros = np.log2((multiplier & -multiplier).astype(np.float64)).astype(np.int64)
+    exponent = shift - 1 - trailing_zeros
+    smallest = np.where(exponent < 0, np.inf, np.exp2(np.minimum(exponent, 62).astype(np.float64)))
+    return bool(np.any(smallest <= np.asarray(bound, dtype=np.float64)))
+
+
+def reachable_bound(op: Conv2d | Dense, x: Tensor) -> npt.NDArray[np.int64]:
+    """Largest |acc| of each output channel over all int8 inputs x (tighter than `accumulator_bound`)."""
+    assert x.zero_point is not None
+    weight = op.weight.astype(np.int64).reshape(op.weight.shape[0], -1)
+    positive, negative = np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
+    low, high = numerics.INT8_MIN - x.zero_point, numerics.INT8_MAX - x.zero_point
+    bias = op.bias.astype(np.int64)
+    most, least = bias + high * positive + low * negative, bias + low * positive + high * negative
+    return np.maximum(np.abs(most), np.abs(least))
 
 
 def rescale_constants(r: Requantize, rescale: Rescale, channels: int, gather: Array) -> tuple[Array, ...]:
     """Per-channel vectors in kernel order. gather: int64 [padded], the channel of each lane, or -1 for none."""
     scale = np.broadcast_to(r.scale, (channels,))
     scale = np.where(gather < 0, r.scale.dtype.type(1.0), scale[np.maximum(gather, 0)])
-    if rescale.method in ("fma", "f32_half_even"):
+    if rescale.method in ("fma", "nearest", "f32_half_even"):
         return (np.ascontiguousarray(scale, dtype=np.float32),)
     if rescale.method == "int64":
         multiplier, shift = numerics.decompose_scale(scale)
@@ -102,6 +140,12 @@ class Requantizer:
         if method == "fma":
             value = cast(acc, f"float32x{lanes}")
             return self._isa.floor_fma_int(value, constants[0], offset + 0.5, lanes, self._rescale.bounded)
+        if method == "nearest":
+            dtype = f"float32x{lanes}"
+            addend = splat(float(NEAREST_MAGIC + offset), "float32", lanes)
+            rounded = intrinsic("llvm.fma", dtype, cast(acc, dtype), constants[0], addend)
+            magic = int(np.float32(NEAREST_MAGIC).view(np.int32))
+            return bits(rounded, f"int32x{lanes}") - splat(magic, "int32", lanes)
         if method == "f32_half_even":
             dtype = f"float32x{lanes}"
             value = intrinsic("llvm.rint", dtype, cast(acc, dtype) * constants[0])

@@ -12,9 +12,16 @@ from qcompiler.codegen.cpu.emit import Emitter, load
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.loops import tasks
 from qcompiler.codegen.cpu.measure import LoadedSteps
-from qcompiler.codegen.cpu.requantize import FMA_ACCUMULATOR_LIMIT, Requantizer, rescale_constants, rescale_of
+from qcompiler.codegen.cpu.requantize import (
+    FMA_ACCUMULATOR_LIMIT,
+    Requantizer,
+    reachable_bound,
+    rescale_constants,
+    rescale_of,
+    ties_exist,
+)
 from qcompiler.sim import numerics
-from qcompiler.sim.integer_program import Requantize
+from qcompiler.sim.integer_program import Dense, Requantize, Tensor
 
 CHANNELS = 256
 
@@ -37,8 +44,9 @@ def template(isa, rescale, channels):
     return e.function()
 
 
-def assert_law(level, acc: np.ndarray, requantize: Requantize) -> None:
-    rescale = rescale_of(requantize, np.abs(acc.astype(np.int64)))
+def assert_law(level, acc: np.ndarray, requantize: Requantize, bound: int = 0) -> str:
+    """Compare every element; returns the method that was chosen. bound: of |acc|, if not what acc reaches."""
+    rescale = rescale_of(requantize, np.array([bound]) if bound else np.abs(acc.astype(np.int64)), level)
     constants = rescale_constants(requantize, rescale, CHANNELS, np.arange(CHANNELS))
     lanes = level.lanes(4)
     parameters = {"rescale": rescale, "channels": CHANNELS}
@@ -51,6 +59,7 @@ def assert_law(level, acc: np.ndarray, requantize: Requantize) -> None:
     expected = numerics.requantize(acc, r.scale, r.zero_point, r.minimum, r.maximum, r.rounding)
     difference = np.flatnonzero((actual.reshape(-1) ^ 128).view(np.int8) != expected)
     assert difference.size == 0, (rescale, acc[difference[:4]], r.scale[difference[:4]])
+    return rescale.method
 
 
 def near_ties(rng: np.random.Generator, scale: np.ndarray, limit: int) -> np.ndarray:
@@ -71,6 +80,36 @@ def test_ties_and_their_neighbours(level, rounding, seed, zero):
     scale = (mantissa * 2.0 ** rng.integers(-16, 1, CHANNELS)).astype(np.float32)
     scale = scale.astype(np.float64) if rounding.startswith("q31") else scale
     assert_law(level, near_ties(rng, scale, FMA_ACCUMULATOR_LIMIT), Requantize(scale, zero, rounding=rounding))
+
+
+@pytest.mark.parametrize("level", levels())
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), zero=st.sampled_from([-128, 3, 127]))
+def test_rounding_to_nearest_where_no_tie_exists(level, seed, zero):
+    rng = np.random.default_rng(seed)
+    multiplier = rng.integers(2**22, 2**23, CHANNELS) * 2 + 1  # odd: a tie needs an accumulator of 2**(s-1)
+    scale = (multiplier * 2.0 ** -rng.integers(26, 36, CHANNELS)).astype(np.float32)
+    acc = near_ties(rng, scale, 2**24)
+    bound = int(np.abs(acc.astype(np.int64)).max())
+    method = assert_law(level, acc, Requantize(scale, zero), bound)
+    assert method == ("fma" if level.rounds_down else "nearest")
+
+
+def test_ties_exist_only_where_an_accumulator_reaches_one():
+    scale = np.array([5 * 2.0**-10], dtype=np.float32)
+    assert ties_exist(scale, np.array([2**9])) and not ties_exist(scale, np.array([2**9 - 1]))
+    assert not ties_exist(np.array([4.0], dtype=np.float32), np.array([2**24]))  # every product is an integer
+
+
+@pytest.mark.parametrize("zero", [-128, 0, 5])
+def test_the_reachable_bound_is_reached(zero):
+    rng = np.random.default_rng(0)
+    weight, bias = rng.integers(-127, 128, (9, 12)).astype(np.int8), rng.integers(-999, 999, 9).astype(np.int32)
+    op = Dense("dense", ("x",), "y", weight, bias, Requantize(np.ones(1, np.float32), 0))
+    wide = weight.astype(np.int64)
+    extremes = [np.where(sign * wide > 0, 127, -128) - zero for sign in (1, -1)]
+    reached = np.max([np.abs((x * wide).sum(axis=1) + bias) for x in extremes], axis=0)
+    np.testing.assert_array_equal(reachable_bound(op, Tensor("x", (1, 12), "int8", 1.0, zero)), reached)
 
 
 @pytest.mark.parametrize("level", levels())

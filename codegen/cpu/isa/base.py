@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, shuffle, splat, vector_type
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, shuffle, splat, unpack, vector_type
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 
 Array = npt.NDArray[Any]
@@ -30,7 +30,8 @@ class VectorInstructionSet(InstructionSet):
 
     dot_latency: cycles from one `dot` to the next on the same accumulator; dots_per_cycle: dots of full vectors
     that can start each cycle; weight_registers, operand_registers, dot_temporaries: registers that a vector of
-    weights, a quad of activations and the inside of a `dot` take.
+    weights, a quad of activations and the inside of a `dot` take; rounds_down: `floor_fma_int` costs one FMA and one
+    conversion, rounded inside the instructions.
     """
 
     registers: int = 16
@@ -40,6 +41,7 @@ class VectorInstructionSet(InstructionSet):
     operand_registers: int = 1
     dot_temporaries: int = 0
     weight_dtype: str = "int8"
+    rounds_down: bool = False
 
     @property
     def peak_macs(self) -> float:
@@ -100,12 +102,18 @@ class VectorInstructionSet(InstructionSet):
 
         quad of the byte that `pack` puts back to where it came from: ``pack(interleave(x))`` keeps the order.
         """
-        raise NotImplementedError  # pragma: no cover - abstract
+        count = 4 * lanes
+        pairs = [[unpack(rows[i], rows[i + 1], 1, high, count) for i in (0, 2)] for high in (False, True)]
+        return [unpack(p[0], p[1], 2, high, count) for p in pairs for high in (False, True)]
 
     def transpose_words(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
         """`lanes` rows of four 32-bit words (16 bytes each) to four vectors: word j of every row, in row order."""
-        order = [[16 * r + 4 * j + i for r in range(lanes) for i in range(4)] for j in range(4)]
-        return [shuffle(rows, o) for o in order]
+        # Vector j joins rows j, 4 + j, 8 + j, ...: then a 4x4 transpose inside each 128-bit block.
+        count = 4 * lanes
+        joined = [shuffle([rows[block + j] for block in range(0, lanes, 4)], range(count)) for j in range(4)]
+        low = [unpack(joined[0], joined[1], 4, high, count) for high in (False, True)]
+        high = [unpack(joined[2], joined[3], 4, high, count) for high in (False, True)]
+        return [unpack(low[i], high[i], 8, half, count) for i in (0, 1) for half in (False, True)]
 
     def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
         """Stored activation quads as arranged weights: (vector, element type, elements), to be stored in turn."""

@@ -13,20 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, intrinsic, load, shuffle, splat
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, intrinsic, load, shuffle, splat, unpack
 from qcompiler.codegen.cpu.isa.base import Array, VectorInstructionSet
 
 ROUND_DOWN_NO_EXCEPTIONS = 9  # _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC
-
-
-def _unpack(a: Expr, b: Expr, width: int, high: bool, count: int) -> Expr:
-    """PUNPCKL/PUNPCKH: interleaves elements of `width` bytes inside each 128-bit block; vectors of `count` bytes."""
-    order = []
-    for block in range(0, count, 16):
-        start = block + (8 if high else 0)
-        for i in range(start, start + 8, width):
-            order += [*range(i, i + width), *range(count + i, count + i + width)]
-    return shuffle([a, b], order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +39,6 @@ class X86(VectorInstructionSet):
 
     def pack_order(self, lanes: int) -> list[tuple[int, int]]:
         return [(v, 4 * block + i) for block in range(lanes // 4) for v in range(4) for i in range(4)]
-
-    def interleave(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
-        count = 4 * lanes
-        pairs = [[_unpack(rows[i], rows[i + 1], 1, high, count) for i in (0, 2)] for high in (False, True)]
-        return [_unpack(p[0], p[1], 2, high, count) for p in pairs for high in (False, True)]
-
-    def transpose_words(self, rows: Sequence[Expr], lanes: int) -> list[Expr]:
-        # Vector j joins rows j, 4 + j, 8 + j, ...: then a 4x4 transpose inside each 128-bit block.
-        count = 4 * lanes
-        joined = [shuffle([rows[block + j] for block in range(0, lanes, 4)], range(count)) for j in range(4)]
-        low = [_unpack(joined[0], joined[1], 4, high, count) for high in (False, True)]
-        high = [_unpack(joined[2], joined[3], 4, high, count) for high in (False, True)]
-        return [_unpack(low[i], high[i], 8, half, count) for i in (0, 1) for half in (False, True)]
 
     # Byte tables by PSHUFB, which looks up 16 entries: 16 look-ups of differences, added by XOR. PSHUFB yields zero
     # where the index is negative as a signed byte, so look-up k, of x - 16k, contributes for 0 <= x - 16k < 128:
@@ -116,9 +93,9 @@ class X86(VectorInstructionSet):
         multipliers = bits(splat(pair - (1 << 32 if pair >> 31 else 0), "int32", lanes), f"int16x{2 * lanes}")
         sums = []
         for high in (False, True):
-            mixed = _unpack(a, b, 1, high, count)  # a0 b0 a1 b1 ...
+            mixed = unpack(a, b, 1, high, count)  # a0 b0 a1 b1 ...
             for high_half in (False, True):
-                wide = bits(_unpack(mixed, zero, 1, high_half, count), f"int16x{2 * lanes}")
+                wide = bits(unpack(mixed, zero, 1, high_half, count), f"int16x{2 * lanes}")
                 total = self.multiply_pairs(wide, multipliers, lanes) + splat(bias, "int32", lanes)
                 sums.append(tirx.shift_right(total, splat(shift, "int32", lanes)))
         return self.pack(sums, lanes)
@@ -225,5 +202,6 @@ AVX512_VNNI = Avx512Vnni(
     cpu_flags=("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma"),
     registers=32,
     dots_per_cycle=2.0,
+    rounds_down=True,
 )
 X86_LEVELS: tuple[X86, ...] = (AVX512_VNNI, AVX_VNNI, AVX2)
