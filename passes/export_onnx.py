@@ -73,7 +73,7 @@ class Writer:
     def add_constant(self, value: Array, hint: str) -> str:
         """A new initialiser."""
         name = self.fresh(hint)
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def emit(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
@@ -87,7 +87,7 @@ class Writer:
     def constant(self, name: str) -> str:
         """A constant of the canonical graph as an initialiser of its own name, in canonical order."""
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(self.graph.constants[name]), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(self.graph.constants[name], order="C"), name)
         return name
 
     def is_permuted(self, name: str) -> bool:

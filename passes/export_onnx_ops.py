@@ -239,9 +239,11 @@ def _pool(op: str) -> Emitter:
     def emit(w: Writer, node: Node) -> None:
         a = node.attributes
         extra: dict[str, Any] = {"count_include_pad": int(a["count_include_pad"])} if op == "AveragePool" else {}
+        if any(d != 1 for d in a["dilation"]):  # ONNX Runtime's fusion of a quantised pool trips over the attribute
+            extra["dilations"] = list(a["dilation"])
         w.write(
             node, op, [w.read(node.inputs[0], True)], True,
-            kernel_shape=list(a["pool_size"]), strides=list(a["strides"]), dilations=list(a["dilation"]),
+            kernel_shape=list(a["pool_size"]), strides=list(a["strides"]),
             pads=_pads(a["padding"]), ceil_mode=int(a["ceil_mode"]), **extra,
         )  # fmt: skip
 
