@@ -288,18 +288,30 @@ def _tables(graph: Graph, absorbed: set[str]) -> tuple[dict[str, str], set[str]]
 
 
 def _demote(graph: Graph, source: dict[str, str], interior: set[str], reasons: dict[str, str]) -> None:
-    """Tables and moves with float operators on both sides stay float: int8 between would only lose accuracy."""
+    """Tables and moves with float operators on both sides stay float: int8 between would only lose accuracy.
+
+    A model's output counts as such a side, and for moves its input does, but one side must be a float operator.
+    """
     between = {n.name for n in graph.nodes if n.name not in reasons and (n.name in source or n.op in MOVES)}
+    neighbours = {
+        name: [*graph.tensor_inputs(graph.producers[name]), *(c.name for c in graph.consumers[name])]
+        for name in between
+    }
     while True:  # the greatest set whose every neighbour stays float or is in the set
         kept = set()
         for name in between:
-            node = graph.producers[name]
-            floating = {*reasons, *between, *(graph.inputs if node.op in MOVES else ())}
-            neighbours = [*graph.tensor_inputs(node), *(c.name for c in graph.consumers[name])]
-            if all(n in floating for n in neighbours):
+            floating = {*reasons, *between, *(graph.inputs if graph.producers[name].op in MOVES else ())}
+            if all(n in floating for n in neighbours[name]):
                 kept.add(name)
         if kept == between:
             break
         between = kept
-    interior -= between
-    reasons.update((name, "sits between operators that stay float") for name in between)
+    pending = [name for name in between if any(n in reasons for n in neighbours[name])]
+    demoted: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in between and name not in demoted:
+            demoted.add(name)
+            pending.extend(neighbours[name])
+    interior -= demoted
+    reasons.update((name, "sits between operators that stay float") for name in sorted(demoted))

@@ -1,6 +1,6 @@
 """Small rewrites of a finished integer program that change no value: what import and layout left behind.
 
-- a transpose that only moves axes of extent 1 is a reshape; reshapes of reshapes are one;
+- a transpose that only moves axes of extent 1 is a reshape; reshapes of reshapes are one, or none;
 - a transpose in front of a matmul's second operand becomes the matmul's transpose_b;
 - operations, tensors and constants that no output needs are dropped.
 """
@@ -14,7 +14,7 @@ from qcompiler.sim.integer_program import IntegerProgram, MatMul, Operation, Res
 
 def tidy(program: IntegerProgram) -> IntegerProgram:
     """The simplified program; outputs and their values are the same."""
-    return drop_dead(_transposed_operands(_reshapes(program)))
+    return drop_dead(_without_copies(_reshapes(_transposed_operands(program))))
 
 
 def drop_dead(program: IntegerProgram) -> IntegerProgram:
@@ -47,6 +47,19 @@ def _reshapes(program: IntegerProgram) -> IntegerProgram:
         if isinstance(op, Reshape):
             op = replace(op, inputs=(origin.get(op.inputs[0], op.inputs[0]),))
             origin[op.output] = op.inputs[0]
+        operations.append(op)
+    return program.replace(operations=tuple(operations))
+
+
+def _without_copies(program: IntegerProgram) -> IntegerProgram:
+    """Readers of a reshape that keeps the shape read its source; outputs keep theirs."""
+    source: dict[str, str] = {}
+    operations = []
+    for op in program.operations:
+        op = replace(op, inputs=tuple(source.get(n, n) for n in op.inputs))
+        same = isinstance(op, Reshape) and op.shape == program.tensors[op.inputs[0]].shape
+        if same and op.output not in program.outputs:
+            source[op.output] = op.inputs[0]
         operations.append(op)
     return program.replace(operations=tuple(operations))
 
