@@ -117,14 +117,24 @@ class Estimator:
         self.accumulators = Ring(machine.matrix.accumulator_rows)
         self.matrix_end = self.vector_end = self.frontier = 0
         self.ready: dict[str, Ready] = {}
-        # Instructions issued by the array, and when: a full queue stops dispatch, hence prefetching.
-        self.issued, self.issue_cycles = [0], [0]
+        # Instructions of the array and of the lanes so far, and when they had issued.
+        self.matrix_issues: tuple[list[int], list[int]] = ([0], [0])
+        self.vector_issues: tuple[list[int], list[int]] = ([0], [0])
 
     # ------------------------------------------------------------------------------------ pieces
     def dispatched(self) -> int:
-        """When the next instruction of the program can be dispatched."""
-        wanted = self.issued[-1] - self.machine.control.queue_entries
-        return self.issue_cycles[bisect_left(self.issued, wanted)] if wanted > 0 else 0
+        """When the next instruction can be dispatched: a full queue stops dispatch, hence prefetching."""
+        latest = 0
+        for counts, cycles in (self.matrix_issues, self.vector_issues):
+            wanted = counts[-1] - self.machine.control.queue_entries
+            if wanted > 0:
+                latest = max(latest, cycles[bisect_left(counts, wanted)])
+        return latest
+
+    def issue(self, unit: tuple[list[int], list[int]], count: int, cycle: int) -> None:
+        """Note that `count` more instructions of a unit have issued by `cycle`."""
+        unit[0].append(unit[0][-1] + count)
+        unit[1].append(max(cycle, unit[1][-1]))
 
     def bring(self, runs: list[tuple[int, int]], gate: int) -> int:
         memory, done = self.machine.main_memory, gate
@@ -254,6 +264,8 @@ class Estimator:
                         spent = sum(step.pixels * ceil_div(w, lanes) + table for _, _, w in group[b:])
                         last_vector = step.pixels * ceil_div(group[-1][2], lanes) + table
                         self.vector_end = max(self.vector_end + spent, self.matrix_end + through + last_vector)
+                        self.issue(self.matrix_issues, rest * len(parts), self.matrix_end - occupied)
+                        self.issue(self.vector_issues, rest, self.vector_end - last_vector)
                         for i in range(min(depth, rest) - 1, -1, -1):
                             self.accumulators.take(step.pixels)[1][0] = (
                                 self.vector_end + VECTOR_PIPELINE - i * last_vector
@@ -266,11 +278,10 @@ class Estimator:
                     spent = step.pixels * ceil_div(width, lanes) + table
                     begin = max(self.vector_end, self.matrix_end + through, parameters_ready, operand, output_free)
                     self.vector_end = begin + spent
+                    self.issue(self.matrix_issues, len(parts), self.matrix_end - occupied)
+                    self.issue(self.vector_issues, 1, begin)
                     rows[0] = self.vector_end + VECTOR_PIPELINE
                 assert started is not None
-                count = self.issued[-1] + len(group) * len(parts)
-                self.issued.append(count)
-                self.issue_cycles.append(self.matrix_end - occupied)
                 done = self.vector_end + VECTOR_PIPELINE
                 if last and r.output:
                     ready.add(base + share * (tile.n + step.y1 / oh) / images, done)
@@ -346,6 +357,7 @@ class Estimator:
                 across = ceil_div(columns, merged) * ceil_div(merged * width, lanes)
                 pieces = 1 if columns % merged == 0 else 2
                 self.vector_end = max(self.vector_end, gate) + rows * across * taps + table * pieces
+                self.issue(self.vector_issues, pieces, self.vector_end - rows * across * taps)
                 if r.output and final:
                     ready.add((tile.n + step.y1 / oh) / images, self.vector_end + VECTOR_PIPELINE)
             done = self.vector_end + VECTOR_PIPELINE
@@ -394,6 +406,7 @@ class Estimator:
             done = there
             if chunk.vector:
                 self.vector_end = max(self.vector_end, there) + chunk.vector
+                self.issue(self.vector_issues, 1, self.vector_end - chunk.vector)
                 done = self.vector_end + VECTOR_PIPELINE
             if chunk.local:
                 done = self.store.move(chunk.local, done, local=True)
