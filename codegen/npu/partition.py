@@ -1,7 +1,7 @@
 """Which operations the accelerator runs: the integer middle of a program, between what the host does in float32.
 
-The host quantises inputs and dequantises outputs; with host fallback it also runs float operations that lie wholly
-before or wholly behind the integer work.
+The host quantises inputs and dequantises outputs, and changes their layout as it does; with host fallback it also
+runs float operations that lie wholly before or wholly behind the integer work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from qcompiler.sim.errors import TargetError
-from qcompiler.sim.integer_program import Embedding, FloatOp, IntegerProgram, Operation
+from qcompiler.sim.integer_program import Embedding, FloatOp, IntegerProgram, Operation, Reshape, Transpose
+
+# What the host does on the way while it touches every value of an input or output anyway: NCHW to NHWC and back.
+LAYOUT = (Transpose, Reshape)
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ def partition(program: IntegerProgram, host_fallback: bool = False) -> Partition
     early = {n for n in (*program.inputs, *program.constants) if n not in written}
     before: list[Operation] = []
     for op in program.operations:
-        if _is_host(program, op) and all(n in early for n in op.inputs):
+        host_made = any(op.inputs[0] == b.output for b in before)
+        if (_is_host(program, op) or (host_made and isinstance(op, LAYOUT))) and all(n in early for n in op.inputs):
             before.append(op)
             early.add(op.output)
     taken = {op.name for op in before}
     consumers = program.consumers()
     after: list[Operation] = []
     for op in reversed(program.operations):
-        if op.name not in taken and _is_host(program, op) and all(r.name in taken for r in consumers[op.output]):
+        readers = consumers[op.output]
+        hosted = _is_host(program, op) or (readers and isinstance(op, LAYOUT) and op.output not in program.outputs)
+        if op.name not in taken and hosted and all(r.name in taken for r in readers):
             after.insert(0, op)
             taken.add(op.name)
     core = [op for op in program.operations if op.name not in taken]
