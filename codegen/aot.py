@@ -141,7 +141,8 @@ def build(
                 plans.append(plan)
         arena = max(plan.size for plan in plans)
         scratch = max((step.kernel.scratch_bytes for level in levels for step in level.lowered.steps), default=0)
-        workspace = arena + -(-scratch // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        # One alignment for the caller's address, one that vector loads at the end of the last buffer may reach into.
+        workspace = arena + -(-scratch // ALIGNMENT) * ALIGNMENT + 2 * ALIGNMENT
         with say.stage("link"):
             (work / "driver.c").write_text(driver_source(program, levels, prefix, arena, scratch), encoding="ascii")
             constants.write(work / "constants.bin")

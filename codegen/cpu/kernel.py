@@ -8,7 +8,8 @@ the buffers read (as in `Step.inputs`), the constants (as in `Kernel.constants`)
 (only when that is not zero; private to the calling thread, contents undefined), the output buffer, and the int32
 scalars ``task_begin`` and ``task_end``. It computes the tasks task_begin <= t < task_end of 0..tasks-1; two tasks never
 write the same byte. Buffers are contiguous in C order and start on a 64-byte boundary, except that the
-program's own inputs and outputs are aligned to their element only (see `Kernel.boundary`).
+program's own inputs and outputs are aligned to their element only (see `Kernel.boundary`). Except from the caller's
+memory, a kernel may load up to 63 bytes past a buffer's end; what it finds there never reaches a result.
 
 **Storage.** An int8 activation is stored as `isa.storage` says: on x86 as uint8 holding value + 128 (what VPDPBUSD
 multiplies), elsewhere as int8. The other dtypes are stored as they are. Only the code generator knows this; the ABI
