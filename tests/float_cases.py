@@ -104,6 +104,7 @@ CASES: list[tuple[str, tuple[np.ndarray, ...], dict]] = [
     *(("nn.pad", (F,), {"pad_width": (0, 0, 1, 2, 3, 1, 0, 0), "pad_mode": m, "pad_value": v})
       for m, v in (("constant", 1.5), ("reflect", 0.0), ("replicate", 0.0), ("circular", 0.0))),
     ("take", (F, J % 7), {"axis": 2, "mode": "fast"}),
+    ("take", (F, (J % 7).astype(np.int32)), {"axis": 2, "mode": "fast"}),
     ("take", (F, J * 3), {"axis": 2, "mode": "wrap"}),
     ("take", (F, J * 3), {"axis": 2, "mode": "clip"}),
     ("gather_elements", (I, J[:2] % 3), {"axis": 0}),

@@ -7,14 +7,16 @@ code; what comes out is a function like any other kernel's, with libm calls (exp
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax, s_tir, te, tirx, topi
+from tvm import relax, s_tir, te, tirx
 from tvm.tirx.analysis import undefined_vars
 
+from qcompiler.codegen.cpu.float_definitions import definition
 from qcompiler.codegen.cpu.float_schedule import schedule_default
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -29,19 +31,8 @@ STACK_BYTES = 4096
 
 Signature = tuple[tuple[int, ...], str]  # shape and dtype
 
-
-def _libm(function: str) -> Callable[[Any], Any]:
-    """An element-wise call of the C library's float32 function."""
-    return lambda x: te.compute(x.shape, lambda *i: tirx.call_pure_extern("float32", function, x(*i)), name=function)
-
-
-# Operators that Relax does not legalise, or not to something that LLVM can compile.
-_OWN: dict[str, Callable[..., Any]] = {
-    "cumsum": topi.cumsum,
-    "cumprod": topi.cumprod,
-    "cosh": _libm("coshf"),
-    "sinh": _libm("sinhf"),
-}
+# TVM keeps the block builder in use in a global stack, and kernels are made on several threads.
+_BLOCK_BUILDER = threading.Lock()
 
 _BROADCASTING = ELEMENTWISE.keys() - {"nn.prelu"}
 
@@ -67,7 +58,7 @@ def float_kernel(op: FloatOp, inputs: Sequence[Tensor], output: Tensor, isa: Ins
         "output": (result, output.dtype),
         "attributes": tuple(sorted((k, _hashable(v)) for k, v in op.attributes.items())),
     }
-    _, scratch = _lowered(isa, **parameters)
+    _, scratch = _lowered(isa, *(parameters[k] for k in ("kind", "inputs", "output", "attributes")))
     return Kernel(
         op.kind.rpartition(".")[2], float_template, {**parameters, "scratch_bytes": scratch}, tasks=1,
         scratch_bytes=scratch, boundary=True,
@@ -100,14 +91,16 @@ def _legalised(
     kind: str, inputs: tuple[Signature, ...], output: Signature, attributes: tuple[tuple[str, Any], ...]
 ) -> Any:
     """TVM's definition of the operation as one PrimFunc (inputs..., output)."""
-    if kind in _OWN:
+    own = definition(kind, inputs[0][1])
+    if own is not None:
         tensors = [te.placeholder(shape, dtype, name=f"x{i}") for i, (shape, dtype) in enumerate(inputs)]
-        return te.create_prim_func([*tensors, _OWN[kind](*tensors, **dict(attributes))])
-    builder = relax.BlockBuilder()
-    variables = [relax.Var(f"x{i}", relax.TensorType(shape, dtype)) for i, (shape, dtype) in enumerate(inputs)]
-    with builder.function("main", variables):
-        builder.emit_func_output(builder.emit(relax_call(kind, variables, dict(attributes))))
-    module = relax.transform.LegalizeOps()(builder.get())
+        return te.create_prim_func([*tensors, own(*tensors, **dict(attributes))])
+    with _BLOCK_BUILDER:
+        builder = relax.BlockBuilder()
+        variables = [relax.Var(f"x{i}", relax.TensorType(shape, dtype)) for i, (shape, dtype) in enumerate(inputs)]
+        with builder.function("main", variables):
+            builder.emit_func_output(builder.emit(relax_call(kind, variables, dict(attributes))))
+        module = relax.transform.LegalizeOps()(builder.get())
     functions = [f for _, f in module.functions_items() if isinstance(f, tirx.PrimFunc)]
     if len(functions) != 1:
         raise TargetError(f"float operation {kind!r}: TVM has no default implementation of it for {inputs}")

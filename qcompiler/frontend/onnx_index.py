@@ -13,9 +13,10 @@ _SCATTER = {"none": "update", "add": "add", "mul": "mul", "min": "min", "max": "
 
 
 def _counted_from_front(node: Node, index: int, extents: tuple[int, ...]) -> relax.Expr:
-    """The int64 indices of an input with negative ones moved into 0..extent-1.
+    """The int64 indices of an input, negative ones counted from the end; at run time clamped to 0..extent-1.
 
-    extents: of the axis they all index, or one for each element of the last axis (index vectors).
+    extents: of the axis they all index, or one for each element of the last axis (index vectors). The standard leaves
+    indices beyond undefined; clamping keeps a library from reading or writing outside its tensors.
     """
     value = node.value(index)
     size = np.array(extents, dtype=np.int64) if len(extents) != 1 else np.int64(extents[0])
@@ -28,7 +29,9 @@ def _counted_from_front(node: Node, index: int, extents: tuple[int, ...]) -> rel
         value = node.emit(R.astype(value, "int64"), "indices")
     wrapped = node.emit(R.add(value, const(size)), "wrapped")
     negative = node.emit(R.less(value, const(np.int64(0))), "negative")
-    return node.emit(R.where(negative, wrapped, value), "positive")
+    positive = node.emit(R.where(negative, wrapped, value), "positive")
+    at_least = node.emit(R.maximum(positive, const(np.int64(0))), "at_least")
+    return node.emit(R.minimum(at_least, const(size - 1)), "inside")
 
 
 @converter("GatherElements")

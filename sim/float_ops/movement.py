@@ -51,9 +51,12 @@ def pad(x: Array, *, pad_width: Sequence[int], pad_mode: str = "constant", pad_v
 
 
 def take(x: Array, indices: Array, *, axis: int | None = None, mode: str = "fast") -> Array:
-    """Rows of x by index; out of range: undefined in mode "fast", wrapped round in "wrap", clamped in "clip"."""
-    modes: dict[str, Literal["raise", "wrap", "clip"]] = {"fast": "raise", "wrap": "wrap", "clip": "clip"}
-    return np.take(x, indices.astype(np.int64), axis=axis, mode=modes[mode])
+    """Rows of x by index. mode "fast": negative indices count from the end, others are clamped; "clip": all are
+    clamped; "wrap": taken modulo the extent."""
+    indices = indices.astype(np.int64)
+    if mode == "fast":
+        indices = np.where(indices < 0, indices + (x.size if axis is None else x.shape[axis]), indices)
+    return np.take(x, indices, axis=axis, mode="wrap" if mode == "wrap" else "clip")
 
 
 def gather_elements(x: Array, indices: Array, *, axis: int = 0) -> Array:

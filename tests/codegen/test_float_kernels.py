@@ -128,3 +128,16 @@ def test_what_has_no_code_says_so() -> None:
     with pytest.raises(TargetError) as int8:
         float_kernel(FloatOp("op", ("q",), "y", "abs", (4,)), [q], x, AVX2)
     assert str(int8.value) == "float operation 'op' (abs) has the int8 operand 'q'"
+
+
+def test_indices_outside_stay_inside_the_tensor(tmp_path: Path) -> None:
+    """Run-time indices are user data: negative ones count from the end, all others are clamped."""
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    index = np.array([[0, -1, 3], [4, -5, 2_000_000_000]])
+    cases = [("take", (rows, index.astype(d)), {"axis": 0, "mode": "fast"}) for d in (np.int32, np.int64)]
+    assert expected(cases[0])[..., 0].tolist() == [[0, 9, 9], [9, 0, 9]]
+    compile_and_compare(cases, AVX2, tmp_path)
+
+
+def test_crossed_bounds_of_clip(tmp_path: Path) -> None:
+    compile_and_compare([("clip", (np.float32([1, 2, 3]),), {"min": 2.0, "max": 1.0})], AVX2, tmp_path)
