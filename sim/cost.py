@@ -1,4 +1,4 @@
-"""The closed form: what a layer costs on a machine for a mapping, and the search for the best mapping.
+"""The closed form of one layer: what it costs on a machine for a mapping.
 
 `work` adds up, from the timing rules of the instruction set alone and without any instruction, how long each unit is
 occupied, what moves through each memory, and what cannot overlap: bringing in the first tile and taking out the last.
@@ -32,7 +32,8 @@ class Work:
     """Cycles of each unit and bytes of each external memory for one layer (whole bursts).
 
     first_load, first_fetch: of `load` and `fetch`, what comes before anything can start; last_store, last_vector: what
-    follows when the others are done. steps: pieces that flow through the units one after the other.
+    follows when the others are done. steps: instructions of the array or
+    the lanes; tiles: how often the double buffers change hands.
     """
 
     matrix: int = 0
@@ -49,6 +50,7 @@ class Work:
     last_vector: int = 0
     last_store: int = 0
     steps: int = 1
+    tiles: int = 1
 
     def times(self, count: int) -> Work:
         """The same work `count` times, one after the other."""
@@ -67,7 +69,10 @@ class Work:
         if machine.constant_memory is None:
             loads = [sum(loads)]
         tail = self.last_vector + self.last_store + (memory.latency_cycles if self.store else 0)
-        return head + max(self.matrix, self.vector + self.first_matrix, *loads, self.store) + tail
+        compute, latency = max(self.matrix, self.vector), self.tiles * memory.latency_cycles
+        # A buffer is asked for again when it is free, and two are on their way at a time.
+        turns = [(latency + flow + compute) // 2 for flow in (self.load, self.store) if flow]
+        return head + max(self.matrix, self.vector + self.first_matrix, *loads, self.store, *turns) + tail
 
 
 def read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
@@ -226,7 +231,8 @@ def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     w.last_vector = most * ceil_div(blocks[-1][2], lanes) + table + VECTOR_PIPELINE
     if not r.output:
         w.last_store = write(main, pixel_runs(h, wd, ow, o, sizes[-1]))[0]
-    w.steps = block_steps * len(blocks)
+    w.steps = block_steps * len(blocks) * len(parts)
+    w.tiles = max(tiles * image_loads * (not r.image), tiles * len(groups) * (not r.output))
     return w.times(batch) if batch > 1 else w
 
 
@@ -273,7 +279,8 @@ def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     w.last_vector = VECTOR_PIPELINE
     if not r.output:
         w.last_store = write(main, pixel_runs(h, wd, ow, o, groups[-1][1] - groups[-1][0]))[0]
-    w.steps = tiles * len(groups)
+    w.steps = tiles * len(groups) * ceil_div(m.tile_h, m.step_h)
+    w.tiles = max(tiles * image_loads * (not r.image), tiles * len(groups) * (not r.output))
     return w
 
 
@@ -370,7 +377,7 @@ def _other(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     if pieces.parameter_bytes:
         w.fetch, w.constant_read = read(constants, [(1, pieces.parameter_bytes)])
         w.first_fetch = w.fetch
-    w.last_vector, w.steps = VECTOR_PIPELINE, len(pieces.items)
+    w.last_vector, w.steps, w.tiles = VECTOR_PIPELINE, len(pieces.items), len(pieces.items)
     return w
 
 
@@ -381,14 +388,3 @@ def work(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     if g.kind in ("depthwise", "pool"):
         return _vector(g, m, r, machine)
     return _other(g, m, r, machine)
-
-
-def search(g: Geometry, r: Residency, machine: Machine) -> Mapping | None:
-    """The fitting mapping with the fewest cycles, then the least external traffic; None where nothing fits."""
-    best, found = None, None
-    for m in mapping.candidates(g, r, machine):
-        w = work(g, m, r, machine)
-        key = (w.cycles(machine), w.main_read + w.constant_read + w.main_write, m.output_stationary)
-        if best is None or key < best:
-            best, found = key, m
-    return found

@@ -185,7 +185,8 @@ class Estimator:
         blocks = mapping.blocks(g, machine)
         groups = [blocks[a:b] for a, b in mapping.cut(0, len(blocks), m.group)]
         parts = [math.prod(p.kernel) for p in mapping.parts(g, m)]
-        passes = mapping.passes(g, m, machine)
+        passes_of = [p.kernel[0] * p.kernel[1] * ceil_div(p.kernel[2], array.rows) for p in mapping.parts(g, m)]
+        passes = sum(passes_of)
         tiles = [t for t in mapping.tiles(g, m) if t.n < images]
         residual = g.operands > (g.kind == "matmul")
         tail = ADD_RECORD_BYTES * residual + TABLE_BYTES * g.tables
@@ -247,17 +248,11 @@ class Estimator:
                 depth = max(array.accumulator_rows // step.pixels, 1)
                 around = lead + occupied + through + first_vector + VECTOR_PIPELINE  # one block from end to end
                 period = max(occupied + gap, first_vector, around / depth)
-                started = None
                 for b, (_, _, width) in enumerate(group):
                     here = gate
                     if arrivals and index == 0:
                         here = max(here, arrivals[b])
-                    elif len(parts) > 1:
-                        for k in parts:
-                            free, piece = self.weights.take(k * width)
-                            here = max(here, self.constants(k * width, free))
-                            piece[0] = max(self.matrix_end, here) + occupied
-                    elif b > depth:
+                    elif len(parts) == 1 and b > depth:
                         # Nothing but the units holds the rest of the step: equal blocks at the slower one's pace.
                         rest = len(group) - b
                         self.matrix_end = round(self.matrix_end + rest * period)
@@ -272,16 +267,20 @@ class Estimator:
                             )
                         break
                     free, rows = self.accumulators.take(step.pixels)
-                    begin = max(self.matrix_end + gap, max(here, free) + lead)
-                    started = begin if started is None else started
-                    self.matrix_end = begin + occupied
+                    if len(parts) == 1:
+                        self.matrix_end = max(self.matrix_end + gap, max(here, free) + lead) + occupied
+                    for k, share_of in zip(parts, passes_of, strict=True) if len(parts) > 1 else ():
+                        empty, piece = self.weights.take(k * width)
+                        here = max(here, free, self.constants(k * width, empty))
+                        _, busy, _, _ = cost.matrix_timing(step.pixels, share_of, machine, m.output_stationary)
+                        self.matrix_end = max(self.matrix_end + gap, here + lead) + busy
+                        piece[0] = self.matrix_end + through
                     spent = step.pixels * ceil_div(width, lanes) + table
                     begin = max(self.vector_end, self.matrix_end + through, parameters_ready, operand, output_free)
                     self.vector_end = begin + spent
                     self.issue(self.matrix_issues, len(parts), self.matrix_end - occupied)
                     self.issue(self.vector_issues, 1, begin)
                     rows[0] = self.vector_end + VECTOR_PIPELINE
-                assert started is not None
                 done = self.vector_end + VECTOR_PIPELINE
                 if last and r.output:
                     ready.add(base + share * (tile.n + step.y1 / oh) / images, done)

@@ -17,7 +17,7 @@ from qcompiler.codegen.npu.context import Context, Place, Slots
 from qcompiler.codegen.npu.hazards import Arena
 from qcompiler.codegen.npu.partition import partition
 from qcompiler.codegen.npu.placement import Item, pack
-from qcompiler.sim import cost, workload
+from qcompiler.sim import workload
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.estimate import Scheduled
 from qcompiler.sim.hardware import Machine
@@ -27,6 +27,7 @@ from qcompiler.sim.mapping import Mapping, Residency, reserve, shortfall, slot_b
 from qcompiler.sim.moves import Box
 from qcompiler.sim.program import Layer as LayerInfo
 from qcompiler.sim.program import NpuProgram, Port
+from qcompiler.sim.search import search
 from qcompiler.sim.workload import Geometry, Layer, nhwc
 
 LOWER: dict[str, Callable[[Context, Layer, Mapping], None]] = {
@@ -130,7 +131,7 @@ def plan(program: IntegerProgram, machine: Machine) -> Plan:
         mappings, items = [], [Item(n, sizes[n], *lifetimes[n]) for n in resident]
         for i, (layer, r) in enumerate(zip(layers, residencies, strict=True)):
             if (layer.geometry, r) not in searched:
-                searched[layer.geometry, r] = cost.search(layer.geometry, r, machine)
+                searched[layer.geometry, r] = search(layer.geometry, r, machine)
             m = searched[layer.geometry, r]
             assert m is not None, layer.name
             mappings.append(m)
