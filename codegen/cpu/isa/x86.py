@@ -31,6 +31,10 @@ class X86(VectorInstructionSet):
         """VPMADDWD: ``a[2l] * b[2l] + a[2l+1] * b[2l+1]`` of int16 in int32."""
         return intrinsic(self._PAIRS[lanes], f"int32x{lanes}", a, b)
 
+    def add_pairs(self, acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+        """``acc + multiply_pairs(a, b)``."""
+        return acc + self.multiply_pairs(a, b, lanes)
+
     def pack(self, vectors: Sequence[Expr], lanes: int) -> Expr:
         half = f"int16x{2 * lanes}"
         low = intrinsic(self._PACK_SIGNED[lanes], half, vectors[0], vectors[1])
@@ -96,7 +100,7 @@ class X86(VectorInstructionSet):
             mixed = unpack(a, b, 1, high, count)  # a0 b0 a1 b1 ...
             for high_half in (False, True):
                 wide = bits(unpack(mixed, zero, 1, high_half, count), f"int16x{2 * lanes}")
-                total = self.multiply_pairs(wide, multipliers, lanes) + splat(bias, "int32", lanes)
+                total = self.add_pairs(splat(bias, "int32", lanes), wide, multipliers, lanes)
                 sums.append(tirx.shift_right(total, splat(shift, "int32", lanes)))
         return self.pack(sums, lanes)
 
@@ -128,7 +132,7 @@ class Avx2(X86):
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         for a, w in zip(operand, weights, strict=True):
-            acc = acc + self.multiply_pairs(a, w, lanes)
+            acc = self.add_pairs(acc, a, w, lanes)
         return acc
 
 
@@ -137,10 +141,16 @@ class Vnni(X86):
     """VPDPBUSD: unsigned by signed bytes, four products a lane, no saturation."""
 
     _DOT = {4: "llvm.x86.avx512.vpdpbusd.128", 8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+    _ADD_PAIRS = {
+        4: "llvm.x86.avx512.vpdpwssd.128", 8: "llvm.x86.avx512.vpdpwssd.256", 16: "llvm.x86.avx512.vpdpwssd.512",
+    }  # fmt: skip
 
     def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
         signed = bits(tirx.bitwise_xor(quads, splat(128, "uint8", 4 * lanes)), f"int8x{4 * lanes}")
         return [(signed, "int8", 4 * lanes)]
+
+    def add_pairs(self, acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+        return intrinsic(self._ADD_PAIRS[lanes], f"int32x{lanes}", acc, a, b)
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         return intrinsic(self._DOT[lanes], f"int32x{lanes}", acc, operand[0], weights[0])
