@@ -1,6 +1,6 @@
 """Layers of an integer program: geometries, fusion of element-wise tails, views, unique layers."""
 
-from program_builder import Builder
+from layer_builder import Builder
 
 from qcompiler.sim import workload
 
