@@ -24,8 +24,6 @@ from qcompiler.sim.mapping import Mapping, Residency, ceil_div
 from qcompiler.sim.moves import split
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
-RECORD_BYTES = 8  # of exact_half_up and f32_half_even; the q31 records are 12
-
 
 @dataclass
 class Work:
@@ -56,6 +54,17 @@ class Work:
         """The same work `count` times, one after the other."""
         once = ("first_load", "first_fetch", "first_matrix", "last_vector", "last_store")
         return Work(**{k: v if k in once else v * count for k, v in vars(self).items()})
+
+    def bring(self, machine: Machine, r: Residency, operand: str, runs: list[tuple[int, int]], times: int = 1) -> int:
+        """Add transfers of an operand from wherever it lies; returns the cycles of doing them once."""
+        constant = operand in r.constant
+        memory = machine.constant_memory if constant and machine.constant_memory else machine.main_memory
+        cycles, moved = read(memory, runs)
+        if constant:
+            self.fetch, self.constant_read = self.fetch + times * cycles, self.constant_read + times * moved
+        else:
+            self.load, self.main_read = self.load + times * cycles, self.main_read + times * moved
+        return cycles
 
     def cycles(self, machine: Machine) -> int:
         """The layer alone: the first pieces in, the slowest unit, the last piece out."""
@@ -136,14 +145,16 @@ def _step_sizes(tile_h: int, tile_w: int, m: Mapping) -> Counter[int]:
     return sizes
 
 
-def matrix_timing(pixels: int, passes: int, machine: Machine, output_stationary: bool) -> tuple[int, int, int, int]:
+def matrix_timing(
+    pixels: int, passes: int, machine: Machine, output_stationary: bool, transposed: bool = False
+) -> tuple[int, int, int, int]:
     """``(lead, occupy, gap, tail)`` of a matrix instruction (`isa.matrix`).
 
     The array works `occupy` cycles, at the earliest `lead` after the operands are there and `gap` after the
     instruction before; the result is complete `tail` cycles later.
     """
     array = machine.matrix
-    load, through = array.rows, array.rows + array.columns - 2
+    load, through = array.columns if transposed else array.rows, array.rows + array.columns - 2
     if output_stationary:
         groups, steps = ceil_div(pixels, array.rows), passes * array.rows
         if array.weight_buffers == 1:
@@ -154,9 +165,9 @@ def matrix_timing(pixels: int, passes: int, machine: Machine, output_stationary:
     return load, (passes - 1) * max(pixels, load) + pixels, max(load - pixels, 0), through
 
 
-def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary: bool) -> int:
+def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary: bool, transposed: bool = False) -> int:
     """Cycles between the starts of back-to-back matrix instructions."""
-    _, occupy, gap, _ = matrix_timing(pixels, passes, machine, output_stationary)
+    _, occupy, gap, _ = matrix_timing(pixels, passes, machine, output_stationary, transposed)
     return occupy + gap
 
 
@@ -182,13 +193,16 @@ def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
         n *= images
         steps = _step_sizes(h, wd, m)
         for count_pixels, count in steps.items():
-            w.matrix += n * count * len(blocks) * matrix_cycles(count_pixels, passes, machine, m.output_stationary)
+            w.matrix += (
+                n
+                * count
+                * len(blocks)
+                * matrix_cycles(count_pixels, passes, machine, m.output_stationary, g.transposed)
+            )
             w.vector += n * count * (count_pixels * vectors + table * len(blocks))
         block_steps += n * sum(steps.values())
         if not r.image:
-            cycles, moved = read(main, [row_runs(ih, iw, g.image[2], c)])
-            w.load += n * image_loads * cycles
-            w.main_read += n * image_loads * moved
+            w.bring(machine, r, "image", [row_runs(ih, iw, g.image[2], c)], n * image_loads)
         if m.im2col:
             run, taps = (g.kernel[1] * c, g.kernel[0]) if g.dilation[1] == 1 else (c, math.prod(g.kernel))
             w.load += n * image_loads * h * wd * taps * ceil_div(run, machine.activation_memory.bytes_per_cycle)
@@ -199,28 +213,27 @@ def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
                 w.store += n * cycles
                 w.main_write += n * moved
             if residual and not r.operand:
-                cycles, moved = read(main, transfers)
-                w.load += n * cycles
-                w.main_read += n * moved
+                w.bring(machine, r, "operand", transfers, n)
     # Weights: once, or once a tile (in parts: once a step).
     weight_loads = tiles if not m.groups_outer and len(groups) > 1 else 1
     tail = ADD_RECORD_BYTES * residual + TABLE_BYTES * g.tables
-    records = [RECORD_BYTES if g.kind == "matmul" else size * RECORD_BYTES for size in sizes]
+    records = [g.record_bytes if g.kind == "matmul" else size * g.record_bytes for size in sizes]
     cycles, moved = read(constants, [(1, size + tail) for size in records])
-    fetched, fetched_bytes = weight_loads * cycles, weight_loads * moved
-    if g.kind != "matmul":
+    w.fetch, w.constant_read = w.fetch + weight_loads * cycles, w.constant_read + weight_loads * moved
+    w.first_fetch = read(constants, [(1, records[0] + tail)])[0]
+    if g.kind == "matmul":
+        runs = [(g.reduction, size) if size < o and not g.transposed else (1, g.reduction * size) for size in sizes]
+        if r.weights:
+            width = machine.activation_memory.bytes_per_cycle
+            w.load += weight_loads * sum(count * ceil_div(size, width) for count, size in runs)
+        else:
+            w.bring(machine, r, "weights", runs, weight_loads)
+    else:
         k = [math.prod(p.kernel) for p in parts]
         cycles, moved = read(constants, [(1, size * width) for _, _, width in blocks for size in k])
         times = block_steps if len(parts) > 1 else weight_loads
-        fetched, fetched_bytes = fetched + times * cycles, fetched_bytes + times * moved
-        first = read(constants, [(1, records[0] + tail), (1, k[0] * blocks[0][2])])[0]
-    else:
-        runs = [(g.reduction, size) if size < o else (1, g.reduction * size) for size in sizes]
-        cycles, moved = read(main, runs)
-        w.load += weight_loads * cycles
-        w.main_read += weight_loads * moved
-        first = fetched
-    w.first_fetch, w.fetch, w.constant_read = first, fetched, fetched_bytes
+        w.fetch, w.constant_read = w.fetch + times * cycles, w.constant_read + times * moved
+        w.first_fetch += read(constants, [(1, k[0] * blocks[0][2])])[0]
     n, h, wd, ih, iw = shapes[0]
     most = max(_step_sizes(h, wd, m))
     w.first_matrix = matrix_cycles(most, passes, machine, m.output_stationary) + array.rows + array.columns
@@ -261,17 +274,15 @@ def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
                 w.store += n * cycles
                 w.main_write += n * moved
         if not r.image:
-            cycles, moved = read(main, [row_runs(ih, iw, g.image[2], c)])
-            w.load += n * image_loads * cycles
-            w.main_read += n * image_loads * moved
+            w.bring(machine, r, "image", [row_runs(ih, iw, g.image[2], c)], n * image_loads)
     if g.records:
-        w.fetch, w.constant_read = read(constants, [(1, g.records * RECORD_BYTES + TABLE_BYTES * g.tables)])
-        w.first_fetch = w.fetch
+        w.first_fetch, moved = read(constants, [(1, g.records * g.record_bytes + TABLE_BYTES * g.tables)])
+        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
     if depthwise:
         loads = tiles if not m.groups_outer and len(groups) > 1 else 1
-        chunks = [(1, (taps + RECORD_BYTES) * (b - a) * merged + TABLE_BYTES * g.tables) for a, b in groups]
+        chunks = [(1, (taps + g.record_bytes) * (b - a) * merged + TABLE_BYTES * g.tables) for a, b in groups]
         cycles, moved = read(constants, chunks)
-        w.fetch, w.constant_read = loads * cycles, loads * moved
+        w.fetch, w.constant_read = w.fetch + loads * cycles, w.constant_read + loads * moved
         w.first_fetch = read(constants, chunks[:1])[0]
     n, h, wd, ih, iw = shapes[0]
     if not r.image:
@@ -286,10 +297,11 @@ def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of element-wise, row-wise or moving work. loads, stores: external transfers as (runs, bytes); vector,
+    """A piece of element-wise, row-wise or moving work. loads, stores: external transfers as (runs, bytes), loads
+    with the operand's name; vector,
     local: cycles of the lanes, and of moves inside the activation memory."""
 
-    loads: list[tuple[int, int]]
+    loads: list[tuple[str, tuple[int, int]]]
     vector: int
     local: int
     stores: list[tuple[int, int]]
@@ -309,7 +321,8 @@ def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
     lanes = machine.vector.lanes
 
     def piece(image: int, output: int, vector: int, operand: int = 0) -> Chunk:
-        loads = [(1, size) for size, here in ((image, r.image), (operand, r.operand)) if size and not here]
+        sizes = {"image": 0 if r.image else image, "operand": 0 if r.operand else operand}
+        loads = [(name, (1, size)) for name, size in sizes.items() if size]
         return Chunk(loads, vector, 0, [] if r.output else [(1, output)])
 
     items = []
@@ -322,7 +335,7 @@ def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
             cycles = math.prod(trips[:-1]) * ceil_div(trips[-1], lanes)
             sizes = [mapping.operand_bytes(g, high - low, k) for k in (0, 1)]
             items.append(piece(sizes[0], math.prod(trips), cycles, sizes[1]))
-        return Chunks(items, ADD_RECORD_BYTES)
+        return Chunks(items, g.record_bytes)
     length, out = g.image[3], g.output[3]
     for low, high in mapping.cut(0, _trips(g), m.tile_h):
         n = high - low
@@ -335,7 +348,9 @@ def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
             size = (max(ys) - min(ys) + 1) * g.image[2] * length
             items.append(piece(size, n * g.output[2] * out, 4 * n * g.output[2] * ceil_div(out, lanes)))
         elif g.kind == "embedding":
-            items.append(Chunk([(1, n * length), (n, out)], 0, 0, [] if r.output else [(1, n * out)]))
+            items.append(
+                Chunk([("image", (1, n * length)), ("table", (n, out))], 0, 0, [] if r.output else [(1, n * out)])
+            )
         else:
             common = {"rows": n, "length": length, "in_address": 0, "in_pitch": 0, "out_address": 0, "out_pitch": 0}
             rows: Instruction = Softmax(**common, table=0)
@@ -343,7 +358,7 @@ def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
                 rows = LayerNorm(**common, gain=0, bias=0, shift=1, epsilon=1)
             items.append(piece(n * length, n * length, rows.timing(machine).occupy))
     constants = {"table": TABLE_BYTES * g.tables, "softmax": EXP_TABLE_BYTES, "layer_norm": 6 * length,
-                 "resize": COORDINATE_BYTES * g.output[2] + RECORD_BYTES}  # fmt: skip
+                 "resize": COORDINATE_BYTES * g.output[2] + g.record_bytes}  # fmt: skip
     items *= g.image[0] if g.kind == "resize" else 1
     return Chunks(items, constants.get(g.kind, 0), in_order=g.kind != "resize" or g.image[0] == 1)
 
@@ -360,7 +375,8 @@ def _moves(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> list[Chun
         for part in parts:
             runs = [(part.bytes // part.run, part.run)]
             local = runs[0][0] * ceil_div(part.run, width) if on_chip and r.output else 0
-            items.append(Chunk([] if on_chip else runs, 0, local, [] if r.output else runs))
+            loads = [] if on_chip else [("image", run) for run in runs]
+            items.append(Chunk(loads, 0, local, [] if r.output else runs))
     return items
 
 
@@ -368,15 +384,14 @@ def _other(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     main, constants = machine.main_memory, machine.constant_memory or machine.main_memory
     w, pieces = Work(), chunks(g, m, r, machine)
     for i, chunk in enumerate(pieces.items):
-        cycles, moved = read(main, chunk.loads)
-        w.load, w.main_read = w.load + cycles, w.main_read + moved
+        cycles = sum(w.bring(machine, r, name, [run]) for name, run in chunk.loads)
         w.first_load = cycles if i == 0 else w.first_load
         w.last_store, moved = write(main, chunk.stores)
         w.store, w.main_write = w.store + w.last_store + chunk.local, w.main_write + moved
         w.vector += chunk.vector
     if pieces.parameter_bytes:
-        w.fetch, w.constant_read = read(constants, [(1, pieces.parameter_bytes)])
-        w.first_fetch = w.fetch
+        w.first_fetch, moved = read(constants, [(1, pieces.parameter_bytes)])
+        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
     w.last_vector, w.steps, w.tiles = VECTOR_PIPELINE, len(pieces.items), len(pieces.items)
     return w
 

@@ -136,10 +136,10 @@ class Estimator:
         unit[0].append(unit[0][-1] + count)
         unit[1].append(max(cycle, unit[1][-1]))
 
-    def bring(self, runs: list[tuple[int, int]], gate: int) -> int:
-        memory, done = self.machine.main_memory, gate
+    def bring(self, runs: list[tuple[int, int]], gate: int, constant: bool = False) -> int:
+        channel, done = self.fetch if constant else self.load, gate
         for run in runs:
-            done = self.load.move(cost.read(memory, [run])[0], max(gate, self.dispatched()))
+            done = channel.move(cost.read(channel.memory, [run])[0], max(gate, self.dispatched()))
         return done
 
     def constants(self, size: int, gate: int) -> int:
@@ -196,7 +196,7 @@ class Estimator:
 
         def load(group: list[tuple[int, int, int]]) -> tuple[list[int], list[list[int]], int]:
             size = sum(width for _, _, width in group)
-            chunk = (cost.RECORD_BYTES if g.kind == "matmul" else size * cost.RECORD_BYTES) + tail
+            chunk = (g.record_bytes if g.kind == "matmul" else size * g.record_bytes) + tail
             gate, parameters = self.parameters.take(chunk)
             parameters_ready = self.constants(chunk, gate)
             if len(parts) > 1:
@@ -204,9 +204,14 @@ class Estimator:
             total = g.reduction * size
             gate, held = self.weights.take(total)
             if g.kind == "matmul":
-                runs = (g.reduction, size) if size < o else (1, total)
+                count, run = (g.reduction, size) if size < o and not g.transposed else (1, total)
                 gate = max(gate, self.source(layer.operands[0], base + share))
-                return [self.bring([runs], gate)] * len(group), [parameters, held], parameters_ready
+                if r.weights:
+                    cycles = count * ceil_div(run, machine.activation_memory.bytes_per_cycle)
+                    arrival = self.load.move(cycles, gate, local=True)
+                else:
+                    arrival = self.bring([(count, run)], gate, "weights" in r.constant)
+                return [arrival] * len(group), [parameters, held], parameters_ready
             arrivals = [self.constants(g.reduction * width, gate) for _, _, width in group]
             return arrivals, [parameters, held], parameters_ready
 
@@ -218,7 +223,8 @@ class Estimator:
             there = self.source(layer.image, base + share * (tile.n + y1 / g.image[1]) / images)
             if not r.image:
                 gate = max(slots["image"][0], there)
-                there = self.bring([cost.row_runs(y1 - y0, x1 - x0, g.image[2], c)], gate)
+                runs = [cost.row_runs(y1 - y0, x1 - x0, g.image[2], c)]
+                there = self.bring(runs, gate, "image" in r.constant)
             if m.im2col:
                 run, taps = (g.kernel[1] * c, g.kernel[0]) if g.dilation[1] == 1 else (c, math.prod(g.kernel))
                 cycles = tile.pixels * taps * ceil_div(run, machine.activation_memory.bytes_per_cycle)
@@ -235,7 +241,8 @@ class Estimator:
                 fraction = base + share * (tile.n + tile.y1 / oh) / images
                 operand = self.source(layer.operands[-1], fraction)
                 if not r.operand:
-                    operand = self.bring(transfers, max(operand, slots["operand"][0]))
+                    gate = max(operand, slots["operand"][0])
+                    operand = self.bring(transfers, gate, "operand" in r.constant)
             output_free = 0 if r.output else slots["output"][0]
             done = 0
             for index, step in enumerate(mapping.steps(tile, m)):
@@ -331,7 +338,7 @@ class Estimator:
         slots = {name: deque([0, 0], maxlen=2) for name in ("image", "output")}
 
         def load(first: int, last: int) -> tuple[int, list[int]]:
-            size = (taps + cost.RECORD_BYTES) * (last - first) * merged if depthwise else cost.RECORD_BYTES * g.records
+            size = (taps + g.record_bytes) * (last - first) * merged if depthwise else g.record_bytes * g.records
             size += TABLE_BYTES * g.tables
             if not size:
                 return 0, [0]
@@ -343,7 +350,8 @@ class Estimator:
                 return 0
             y0, y1, x0, x1 = mapping.input_window(g, tile)
             gate = max(slots["image"][0], self.source(layer.image, (tile.n + y1 / g.image[1]) / images))
-            return self.bring([cost.row_runs(y1 - y0, x1 - x0, g.image[2], g.image[3])], gate)
+            runs = [cost.row_runs(y1 - y0, x1 - x0, g.image[2], g.image[3])]
+            return self.bring(runs, gate, "image" in r.constant)
 
         def body(tile: Tile, first: int, last: int, loaded: tuple[int, list[int]], staged: int, final: bool) -> None:
             width = last - first
@@ -400,8 +408,8 @@ class Estimator:
         for i, chunk in enumerate(chunks.items):
             fraction = (i + 1) / len(chunks.items)
             there = max(gate, *(self.source(name, fraction if chunks.in_order else 1.0) for name in names))
-            if chunk.loads:
-                there = self.bring(chunk.loads, max(there, slots[0]))
+            for name, run in chunk.loads:
+                there = max(there, self.bring([run], max(there, slots[0]), name in layer.residency.constant))
             done = there
             if chunk.vector:
                 self.vector_end = max(self.vector_end, there) + chunk.vector

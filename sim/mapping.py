@@ -22,7 +22,6 @@ from qcompiler.sim.hardware import Machine
 from qcompiler.sim.isa.post import TABLE_BYTES
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
-MAX_RECORD_BYTES = 12
 STEPS = 8  # pieces of a tile of vector work, so that what follows can begin early
 MAX_MERGED = 16  # neighbouring pixels that one vector may hold
 
@@ -33,12 +32,17 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Residency:
-    """Which operands of a layer stay in the activation memory, and the bytes that are left there for tiles."""
+    """Which operands of a layer stay in the activation memory, and the bytes that are left there for tiles.
+
+    operand: a residual or addend; weights: matmul's b. constant: which of them lie among the constants.
+    """
 
     image: bool
     output: bool
     operand: bool
     free_bytes: int
+    weights: bool = False
+    constant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def merged_pixels(g: Geometry, m: Mapping, machine: Machine) -> int:
     whole_rows = m.tile_w >= g.output[2] and m.step_w >= g.output[2]
     if g.stride[1] != 1 or m.group * lanes < channels or not whole_rows:
         return 1
-    repeated = channels * (math.prod(g.kernel) + MAX_RECORD_BYTES)
+    repeated = channels * (math.prod(g.kernel) + g.record_bytes)
     most = min(MAX_MERGED, max(1, (machine.vector.parameter_bytes // 2 - TABLE_BYTES) // repeated))
     return min(
         (n for n in range(1, most + 1) if n <= width),
@@ -306,7 +310,7 @@ def _groups(g: Geometry, machine: Machine, parted: bool) -> list[int]:
     block_bytes = 0 if parted else g.reduction * min(array.columns, g.output[3] // g.groups)
     found = []
     for group in _halvings(count):
-        parameters = group * array.columns * MAX_RECORD_BYTES + TABLE_BYTES * g.tables + 16
+        parameters = group * array.columns * g.record_bytes + TABLE_BYTES * g.tables + 16
         # One block may stand alone: its successor then loads when it is done.
         share = 1 if group in (1, count) else 2
         if group * block_bytes * share <= machine.weight_memory.size_bytes and (
@@ -346,7 +350,7 @@ def candidates(g: Geometry, r: Residency, machine: Machine) -> list[Mapping]:
         found = list(_matrix(g, r, machine))
     elif g.kind == "depthwise":
         lanes = machine.vector.lanes
-        channel_bytes = math.prod(g.kernel) + MAX_RECORD_BYTES
+        channel_bytes = math.prod(g.kernel) + g.record_bytes
         memory = machine.vector.parameter_bytes - TABLE_BYTES * g.tables
         for tile_h, tile_w in _tilings(g, r):
             for group in _halvings(ceil_div(g.output[3], lanes)):
@@ -395,6 +399,6 @@ def shortfall(g: Geometry, r: Residency, machine: Machine) -> str:
     else:
         channels = columns if g.kind in MATRIX_KINDS else min(lanes, g.output[3])
         taps = math.prod(g.kernel) if g.kind == "depthwise" else 0
-        need, have = channels * (taps + MAX_RECORD_BYTES) + TABLE_BYTES * g.tables, machine.vector.parameter_bytes
+        need, have = channels * (taps + g.record_bytes) + TABLE_BYTES * g.tables, machine.vector.parameter_bytes
         what = "parameter memory"
     return f"one block of {columns} channels needs {need} bytes of {what}, {need - have} more than the {have} there are"

@@ -40,6 +40,7 @@ from qcompiler.sim.integer_program import (
     Table,
     Transpose,
 )  # fmt: skip
+from qcompiler.sim.isa.post import ADD_RECORD_BYTES, RoundingCode
 from qcompiler.sim.moves import Box, boxes
 from qcompiler.sim.reference import pool_counts
 
@@ -60,6 +61,7 @@ class Geometry:
     addend, matmul's b).
     loops: of an element-wise operation (`broadcast_loops`), or the two image rows under each row of a resize.
     boxes: of a move (`moves.boxes`). records: different scales of a pool (one for each count it averages over).
+    record_bytes: of the vector unit's parameters for one channel. transposed: matmul's b is [N, K].
     """
 
     kind: str
@@ -75,6 +77,8 @@ class Geometry:
     loops: tuple[tuple[int, int, int], ...] = ()
     boxes: tuple[Box, ...] = ()
     records: int = 0
+    record_bytes: int = 8
+    transposed: bool = False
 
     @property
     def reduction(self) -> int:
@@ -189,6 +193,14 @@ def broadcast_loops(shapes: list[Shape], output: Shape) -> tuple[tuple[int, int,
 
 def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
     """The geometry of one operation on inputs of these shapes. Raises ValueError for a mean that no pool can do."""
+    g = _geometry(op, shapes, output)
+    requantize = getattr(op, "requantize", None)
+    if requantize is None:
+        return g
+    return dataclasses.replace(g, record_bytes=RoundingCode[requantize.rounding].record_bytes)
+
+
+def _geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
     if isinstance(op, Conv2d):
         image, out = nhwc(shapes[0]), nhwc(output)
         kind = "depthwise" if op.depthwise else "conv"
@@ -199,7 +211,8 @@ def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
         return Geometry("conv", _rows(shapes[0]), _rows(output))
     if isinstance(op, MatMul):
         (*batch, m, n), k = output, shapes[0][-1]
-        return Geometry("matmul", (math.prod(batch), m, 1, k), (math.prod(batch), m, 1, n), operands=1)
+        return Geometry("matmul", (math.prod(batch), m, 1, k), (math.prod(batch), m, 1, n), operands=1,
+                        transposed=op.transpose_b)  # fmt: skip
     if isinstance(op, (MaxPool2d, AveragePool2d)):
         records = 0
         if isinstance(op, AveragePool2d):
@@ -213,7 +226,8 @@ def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
         return Geometry("table", _rows(output), _rows(output), tables=op.table.size // 256)
     if isinstance(op, (Add, Mul)):
         loops = broadcast_loops(shapes, output)
-        return Geometry("elementwise", _rows(output), _rows(output), operands=1, loops=loops)
+        return Geometry("elementwise", _rows(output), _rows(output), operands=1, loops=loops,
+                        record_bytes=ADD_RECORD_BYTES)  # fmt: skip
     if isinstance(op, (Softmax, LayerNorm)):
         return Geometry("softmax" if isinstance(op, Softmax) else "layer_norm", _rows(shapes[0]), _rows(output))
     if isinstance(op, ResizeLinear):

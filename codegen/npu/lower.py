@@ -8,7 +8,7 @@ the queues. The result computes exactly what the integer program defines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -106,14 +106,15 @@ def plan(program: IntegerProgram, machine: Machine) -> Plan:
     made = {roots[layer.output] for layer in layers}
     external = {roots[n] for n in program.outputs} | (set(lifetimes) - made)
     resident = {n for n in lifetimes if n not in external and sizes[n] <= machine.activation_memory.size_bytes}
-    needs: dict[tuple[Geometry, bool, bool, bool], int | None] = {}
+    needs: dict[tuple[Geometry, Residency], int | None] = {}
     searched: dict[tuple[Geometry, Residency], Mapping | None] = {}
     while True:
         residencies = []
         for i, layer in enumerate(layers):
             live = [n for n in resident if lifetimes[n][0] <= i <= lifetimes[n][1]]
-            r = _residency(layer, roots, resident, machine.activation_memory.size_bytes - sum(sizes[n] for n in live))
-            key = (layer.geometry, r.image, r.output, r.operand)
+            free = machine.activation_memory.size_bytes - sum(sizes[n] for n in live)
+            r = _residency(program, layer, roots, resident, free)
+            key = (layer.geometry, replace(r, free_bytes=0))
             if key not in needs:
                 needs[key] = reserve(layer.geometry, r, machine)
             need = needs[key]
@@ -175,14 +176,21 @@ def _lifetimes(program: IntegerProgram, layers: list[Layer], roots: dict[str, st
     return found
 
 
-def _residency(layer: Layer, roots: dict[str, str], resident: set[str], free: int) -> Residency:
-    head = layer.operations[0]
-    others = [n for n in head.inputs[1:]] if layer.geometry.kind == "elementwise" else []
-    others += [n for op in layer.operations[1:] for n in op.inputs if n in layer.inputs]
-    image = all(roots[n] in resident for n in (head.inputs if layer.geometry.kind == "move" else head.inputs[:1]))
-    if layer.geometry.kind == "embedding":
-        image = False
-    return Residency(image, roots[layer.output] in resident, all(roots[n] in resident for n in others), free)
+def _residency(
+    program: IntegerProgram, layer: Layer, roots: dict[str, str], resident: set[str], free: int
+) -> Residency:
+    head, kind = layer.operations[0], layer.geometry.kind
+    tail = [n for op in layer.operations[1:] for n in op.inputs if n in layer.inputs]
+    names = {
+        "image": list(head.inputs) if kind == "move" else [head.inputs[-1 if kind == "embedding" else 0]],
+        "operand": [*(head.inputs[1:] if kind == "elementwise" else ()), *tail],
+        "weights": list(head.inputs[1:]) if kind == "matmul" else [],
+        "table": list(head.inputs[:1]) if kind == "embedding" else [],
+    }
+    here = {name: all(roots[n] in resident for n in parts) for name, parts in names.items()}
+    constant = tuple(k for k, parts in names.items() if parts and all(roots[n] in program.constants for n in parts))
+    output = roots[layer.output] in resident
+    return Residency(here["image"], output, here["operand"], free, here["weights"], constant)
 
 
 def compile_npu(program: IntegerProgram, machine: Machine, host_fallback: bool = False) -> NpuProgram:

@@ -67,7 +67,7 @@ class Tail:
     def __init__(self, context: Context, layer: Layer, bias: np.ndarray, requantize: Requantize) -> None:
         self.context, self.requantize, self.bias = context, requantize, bias
         self.code = RoundingCode[requantize.rounding]
-        self.shared = len(requantize.scale) == 1 and not bias.any()
+        self.shared = isinstance(layer.operations[0], MatMul)
         self.add: Add | None = None
         self.table = b""
         value = layer.operations[0].output
