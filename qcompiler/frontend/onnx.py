@@ -27,9 +27,9 @@ from qcompiler.frontend import (  # noqa: F401 - importing them registers their 
     onnx_shape,
     onnx_tvm,
 )
-from qcompiler.frontend.onnx_node import CONVERTERS, STANDARD_DOMAINS, Node, Unsupported, Value
+from qcompiler.frontend.onnx_node import CONVERTERS, STANDARD_DOMAINS, Node, Unsupported, Value, check_size
 from qcompiler.passes.base import verify
-from qcompiler.passes.rewrite import Builder
+from qcompiler.passes.rewrite import Builder, shape_of
 from qcompiler.sim.errors import ModelError
 
 # Floating-point types other than float32 are computed in float32.
@@ -58,20 +58,22 @@ def import_onnx(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequen
     Raises ModelError with everything that is wrong: what, where, what to do.
     """
     if isinstance(model, onnx.ModelProto):
-        return _Importer(model, model.graph.name or "model").run(shapes or {})
+        name = model.graph.name if isinstance(model.graph.name, str) else ""
+        return _Importer(model, name or "model").run(shapes or {})
     path = Path(model)
     return _Importer(onnx_prepare.load(path), str(path)).run(shapes or {})
 
 
 class _Importer:
     def __init__(self, model: onnx.ModelProto, what: str) -> None:
+        onnx_prepare.check_text(model, what)
         if model.functions:
             model = inline_local_functions(model)
         self.graph = model.graph
         self.what = what
         self.opsets = onnx_prepare.opset_versions(model, what)
         self.checker = onnx.checker.C.CheckerContext()
-        self.checker.ir_version = model.ir_version or onnx.IR_VERSION
+        self.checker.ir_version = min(max(model.ir_version, 3), onnx.IR_VERSION)
         self.checker.opset_imports = self.opsets
         self.builder = Builder()
         self.values: dict[str, Value | None] = {}  # None: beyond an unsupported node
@@ -171,7 +173,7 @@ class _Importer:
         try:
             result = convert(node)
             self._bind(proto, result if isinstance(result, list) else [result])
-        except (tvm.error.InternalError, ValueError, TypeError) as error:
+        except (tvm.error.InternalError, ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
             shapes = ", ".join(str(node.shape(i)) for i in range(len(inputs)) if node.has(i))
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise Unsupported(f"its inputs of shape {shapes} do not fit it ({reason})") from None
@@ -248,6 +250,7 @@ class _Importer:
                 continue
             if isinstance(result, relax.Call):
                 result = self.builder.emit(result, name, exact=True)
+                check_size(shape_of(result))
             elif isinstance(result, relax.Var) and result in self.builder.calls:
                 result = self._renamed(result, name, proto.output[0])
             elif isinstance(result, tvm.ir.GenericConst):

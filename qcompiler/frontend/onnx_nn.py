@@ -242,7 +242,8 @@ def batch_normalization(node: Node) -> Result:
     scale, bias, mean, variance = (
         node.constant(i, what).astype(np.float64) for i, what in enumerate(("scale", "bias", "mean", "variance"), 1)
     )
-    factor = scale / np.sqrt(variance + float(node.attribute("epsilon", 1e-5)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factor = scale / np.sqrt(variance + float(node.attribute("epsilon", 1e-5)))
     if not np.all(np.isfinite(factor)):
         raise Unsupported("its variance + epsilon is not positive everywhere", "check the training of the model")
     shape = (-1,) + (1,) * max(len(node.shape()) - 2, 0)

@@ -6,6 +6,7 @@ of static shape. A converter takes a `Node` whose inputs are such values and ret
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -29,6 +30,16 @@ class Unsupported(Exception):
         super().__init__(reason)
         self.reason = reason
         self.advice = advice
+
+
+LARGEST_TENSOR = 1 << 31
+"""Elements; what is beyond comes from a damaged file."""
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Refuse a result that no memory holds, before anything of its size is made."""
+    if math.prod(shape) > LARGEST_TENSOR or min(shape, default=0) < 0:
+        raise Unsupported(f"its result would have the shape {tuple(shape)}")
 
 
 @dataclass(frozen=True, eq=False)

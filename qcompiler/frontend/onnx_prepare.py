@@ -50,6 +50,19 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def check_text(model: onnx.ModelProto, what: str) -> None:
+    """Refuse names that are not UTF-8: protobuf returns such strings as bytes."""
+    graph = model.graph
+    names: list[object] = [graph.name, *(e.domain for e in model.opset_import)]
+    for value in (*graph.input, *graph.output):
+        names += [value.name, *(d.dim_param for d in value.type.tensor_type.shape.dim)]
+    names += [tensor.name for tensor in graph.initializer]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    if not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{what} is damaged: its names are not text; export or copy the model again")
+
+
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
     for tensor in external_data_helper._get_all_tensors(model):  # noqa: SLF001 - there is no public iterator
@@ -94,6 +107,8 @@ def _byte_count(tensor: TensorProto) -> int:
 def opset_versions(model: onnx.ModelProto, what: str) -> dict[str, int]:
     """Domain to version. Raises ModelError for a standard opset outside 7 to 24."""
     versions = {("" if e.domain == "ai.onnx" else e.domain): int(e.version) for e in model.opset_import}
+    if not all(0 <= version < 1 << 31 for version in versions.values()):
+        raise ModelError(f"{what} is damaged: it imports {versions}; export or copy the model again")
     if "" not in versions:
         if any(n.domain in ("", "ai.onnx") for n in model.graph.node):
             raise ModelError(f"{what} does not say which ONNX opset it uses; export the model again")

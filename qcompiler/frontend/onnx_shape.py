@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op as R
 
-from qcompiler.frontend.onnx_node import Array, Node, Result, Shape, Unsupported, converter
+from qcompiler.frontend.onnx_node import Array, Node, Result, Shape, Unsupported, check_size, converter
 from qcompiler.passes.rewrite import const, shape_of
 
 
@@ -176,6 +176,7 @@ def pad(node: Node) -> Result:
     widths = [max(pads[i + side * rank], 0) for i in range(rank) for side in (0, 1)]
     if not any(widths):
         return x
+    check_size([shape_of(x)[i] + widths[2 * i] + widths[2 * i + 1] for i in range(rank)])
     names = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     if mode != "constant":
         for i in range(rank):
@@ -284,6 +285,7 @@ def resized(node: Node, sizes: Shape, scales: Array, mode: str, transform: str, 
     """
     old = node.shape()
     x = node.tensor(0)
+    check_size(sizes)
     touched = [i for i in range(len(old)) if sizes[i] != old[i]]
     if not touched:
         return x

@@ -421,3 +421,50 @@ def test_a_huge_constant_is_not_made() -> None:
         "test has 1 operator that is not supported:\n"
         "  ConstantOfShape 'huge': it makes a constant of shape (1048576, 1048576), beyond 2 GiB"
     )
+
+
+def damaged(count: int, seed: int) -> None:
+    """Bytes of a sound model replaced at random: it still imports, or one ModelError says why not."""
+    node = helper.make_node("Conv", ["x", "k", "b"], ["c"], name="conv", pads=[1, 1, 1, 1], strides=[2, 2])
+    split = helper.make_node("Split", ["c", "s"], ["p", "q"], name="split", axis=1)
+    pool = helper.make_node("MaxPool", ["p"], ["m"], name="pool", kernel_shape=[2, 2])
+    reshape = helper.make_node("Reshape", ["m", "r"], ["y"], name="reshape")
+    constants = {
+        "k": np.ones((6, 3, 3, 3), np.float32), "b": np.ones(6, np.float32), "s": np.array([2, 4]),
+        "r": np.array([1, -1]),
+    }  # fmt: skip
+    sound = model([node, split, pool, reshape], {"x": ("n", 3, 8, 8)}, ["y", "q"], constants).SerializeToString()
+    rng = np.random.default_rng(seed)
+    outcomes = {"imported": 0, "refused": 0}
+    for _ in range(count):
+        data = bytearray(sound)
+        for position in rng.integers(len(data), size=rng.integers(1, 4)):
+            data[position] = rng.integers(256)
+        source = onnx.ModelProto()
+        try:
+            source.ParseFromString(bytes(data))
+        except Exception:  # protobuf's own refusal; `load` reports it
+            continue
+        try:
+            import_onnx(source)
+            outcomes["imported"] += 1
+        except ModelError as error:
+            assert "\n\n" not in str(error)
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > count / 10
+
+
+def test_damaged_models_are_refused_or_sound() -> None:
+    damaged(150, seed=0)
+
+
+@pytest.mark.slow
+def test_many_damaged_models_are_refused_or_sound() -> None:
+    damaged(3000, seed=1)
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    data = model([relu("x", "y", "first")], {"x": (1, 4)}, ["y"]).SerializeToString()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data.replace(b"first", b"f\xff\xfest"))
+    assert message(path) == f"{path} is damaged: its names are not text; export or copy the model again"
