@@ -116,6 +116,33 @@ def test_resnet50_takes_three_seconds(bench_models: Path) -> None:
     assert min(times) <= 3
 
 
+@pytest.mark.parametrize("name", SHARED_MODELS)
+def test_models_optimised_by_onnxruntime(shared: Path, tmp_path: Path, name: str) -> None:
+    """Fused convolutions and products of its second optimisation level."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(shared / "data" / name, options)
+    source = onnx.load(tmp_path / "optimised.onnx")
+    module = canonical(source)
+    feeds = random_feeds(read(module))
+    assert_close(evaluate(module, feeds), run_onnxruntime(onnx.load(shared / "data" / name), feeds))
+
+
+def test_a_model_with_dynamic_quantisation(shared: Path, tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target = tmp_path / "dynamic.onnx"
+    quantize_dynamic(shared / "data" / SHARED_MODELS[2], target, weight_type=QuantType.QInt8)
+    source = onnx.load(target)
+    assert "MatMulInteger" in {node.op_type for node in source.graph.node}
+    module = canonical(source)
+    feeds = random_feeds(read(module))
+    # A value at a tie may fall either way, which the next layers see as one step of the input.
+    assert_close(evaluate(module, feeds), run_onnxruntime(source, feeds), 2e-2)
+
+
 # ---------------------------------------------------------------------------------- versions and names
 def small_network(opset: int) -> onnx.ModelProto:
     """A network of what changed between the versions: axes, slices, splits, pads, clips, resizes, softmax."""
