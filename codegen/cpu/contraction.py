@@ -351,11 +351,16 @@ class _Writer:
             for r, v in unit:
                 value = self.requantizer.apply(acc[r * self.vectors + v], scales[v], lanes)
                 scaled.append(e.bind(value, self.acc_dtype))
-            # Missing vectors repeat the last one: their bytes are dropped.
-            packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
             rows = list(dict.fromkeys(r for r, _ in unit))
             first = unit[0][1]
             width = len(unit) // len(rows) * lanes
+            valid = min(width, self.channels - first * lanes)
+            # LLVM 22 narrows and widens a byte clamp without end when parts of its result are stored separately.
+            whole = valid == byte_lanes
+            if not whole:
+                scaled = [isa.clamp_words(v, self.rescale.minimum, self.rescale.maximum, lanes) for v in scaled]
+            # Missing vectors repeat the last one: their bytes are dropped.
+            packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
             order = [
                 p
                 for k in range(len(rows))
@@ -363,12 +368,11 @@ class _Writer:
                 if slot // (width // lanes) == k and slot < len(unit)
             ]
             order += [order[-1]] * (byte_lanes - len(order))
-            # Clamped before it is put in order: between two shuffles LLVM 22 moves the clamp to and fro without end.
-            packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
             if order != list(range(byte_lanes)):
                 packed = shuffle([packed], order)
+            if whole:
+                packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
             packed = e.bind(packed, f"{self.isa.storage}x{byte_lanes}", "bytes")
-            valid = min(width, self.channels - first * lanes)
             channel = self.channel + first * lanes
             channels = self.geometry.output_channels
             at = [targets[r] * channels + channel for r in rows]

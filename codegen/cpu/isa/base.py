@@ -126,6 +126,15 @@ class VectorInstructionSet(InstructionSet):
         """`numerics.add` of two stored byte vectors (4 * lanes bytes), saturated to int8, as stored bytes."""
         raise NotImplementedError  # pragma: no cover - abstract
 
+    def clamp_words(self, value: Expr, minimum: int, maximum: int, lanes: int) -> Expr:
+        """int32 ``q + storage offset`` clamped to the int8 range minimum..maximum; packing saturates to int8 itself."""
+        offset = self.storage_offset
+        if minimum > -128:
+            value = tirx.max(value, splat(minimum + offset, "int32", lanes))
+        if maximum < 127:
+            value = tirx.min(value, splat(maximum + offset, "int32", lanes))
+        return value
+
     def clamp_bytes(self, value: Expr, minimum: int, maximum: int, count: int) -> Expr:
         """Stored bytes clamped to the int8 range minimum..maximum."""
         dtype, low = ("uint8", 0) if self.storage == "uint8" else ("int8", -128)
