@@ -21,7 +21,7 @@ from qcompiler.sim.isa.post import ADD_RECORD_BYTES, TABLE_BYTES, VECTOR_PIPELIN
 from qcompiler.sim.isa.vector import COORDINATE_BYTES
 from qcompiler.sim.isa.vector_rows import EXP_TABLE_BYTES
 from qcompiler.sim.mapping import Mapping, Residency, ceil_div
-from qcompiler.sim.moves import split
+from qcompiler.sim.moves import Box, split
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 
@@ -367,6 +367,15 @@ def _trips(g: Geometry) -> int:
     return g.image_bytes if g.kind == "table" and g.tables == 1 else g.output[1]
 
 
+def _on_chip(box: Box, width: int) -> int:
+    """Cycles of a box inside the activation memory (`isa.dma`)."""
+    if box.run > 1 or not box.loops:
+        return box.bytes // box.run * ceil_div(box.run, width)
+    n, source, target = box.loops[-1]
+    conflicts = max(math.gcd(source, width) if source and box.operand >= 0 else 1, math.gcd(target, width))
+    return box.bytes // n * ceil_div(n, width // conflicts)
+
+
 def _moves(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> list[Chunk]:
     width, items = machine.activation_memory.bytes_per_cycle, []
     for box in g.boxes:
@@ -374,7 +383,7 @@ def _moves(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> list[Chun
         parts = [box] if on_chip or r.output else split(box, m.tile_h)
         for part in parts:
             runs = [(part.bytes // part.run, part.run)]
-            local = runs[0][0] * ceil_div(part.run, width) if on_chip and r.output else 0
+            local = _on_chip(part, width) if on_chip and r.output else 0
             loads = [] if on_chip else [("image", run) for run in runs]
             items.append(Chunk(loads, 0, local, [] if r.output else runs))
     return items
