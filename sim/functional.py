@@ -29,14 +29,13 @@ def execute(program: NpuProgram, inputs: Mapping[str, Array], prefer: Sequence[Q
     instruction and its layer.
     """
     state = MachineState(program.machine, program.main_bytes, program.constants)
-    main = state.memory(Space.main)
-    for port in program.inputs:
-        main.preload(port.address, _input(program, port, inputs))
+    preload(state, program, inputs)
     for i in issue_order(program, prefer):
         try:
             program.instructions[i].execute(state)
         except ProgramError as error:
             raise ProgramError(f"program {program.name!r}, {program.describe(i)}: {error}") from None
+    main = state.memory(Space.main)
     outputs = {}
     for port in program.outputs:
         part = slice(port.address, port.address + port.bytes)
@@ -45,6 +44,12 @@ def execute(program: NpuProgram, inputs: Mapping[str, Array], prefer: Sequence[Q
         dtype = np.dtype(port.dtype)
         outputs[port.name] = main.values[part].view(dtype.newbyteorder("<")).astype(dtype).reshape(port.shape)
     return outputs
+
+
+def preload(state: MachineState, program: NpuProgram, inputs: Mapping[str, Array]) -> None:
+    """Put the inputs where the program expects them. Raises ProgramError for inputs that do not fit."""
+    for port in program.inputs:
+        state.memory(Space.main).preload(port.address, _input(program, port, inputs))
 
 
 def _input(program: NpuProgram, port: Port, inputs: Mapping[str, Array]) -> Array:

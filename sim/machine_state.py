@@ -23,6 +23,8 @@ class Memory:
     or a read of a byte that nothing wrote, raises ProgramError with the instruction, the memory and the address.
     """
 
+    tracks = False  # whether `observe` wants to know what windows read (sim.races)
+
     def __init__(self, name: str, size: int, read_only: bool = False) -> None:
         self.name, self.size, self.read_only = name, size, read_only
         self.values: Array = np.zeros(size, dtype=np.int8)
@@ -61,6 +63,9 @@ class Memory:
         raw = self.read(ins, address, (count * item,), (1,))
         return np.ascontiguousarray(raw).view(np.dtype(dtype).newbyteorder("<"))
 
+    def observe(self, addresses: Array) -> None:
+        """A window read these bytes; called where `tracks` is set."""
+
     def write(self, ins: Instruction, address: int, strides: tuple[int, ...], values: Array) -> None:
         """Store int8 `values` at a strided position."""
         if self.read_only:
@@ -81,6 +86,8 @@ class MachineState:
 
     accumulators: int32 [rows, columns of the array]; accumulators_known says which of them hold a value.
     """
+
+    memories: list[Memory]
 
     def __init__(self, machine: Machine, main_bytes: int, constants: bytes) -> None:
         self.machine = machine

@@ -109,4 +109,9 @@ def window_values(
 
     if not known.all() and not windows(known).all():
         raise ProgramError(f"{ins.mnemonic}: reads bytes of the {space.name} memory that nothing wrote")
+    if memory.tracks:
+        rows_at = ins.address + (ins.y0 + np.arange(rows, dtype=np.int64)[:, None]) * ins.row_pitch
+        addresses = np.where(inside, rows_at + first_byte + np.arange(width), -1)
+        used = np.unique(windows(addresses))
+        memory.observe(used[used >= 0])
     return windows(tile), windows(inside)

@@ -15,7 +15,7 @@ from qcompiler.sim.program import Layer, NpuProgram, Port
 CONSTANTS = bytes(range(256)) * 4
 MAIN_BYTES = 4096
 INPUT = Port("x", "int8", (1024,), 0)
-OUTPUT = Port("y", "int8", (64,), 4000)
+OUTPUT = Port("y", "int8", (512,), 1024)
 
 
 def constant_queue(machine: Machine) -> Queue:
@@ -26,6 +26,7 @@ def prologue(machine: Machine) -> list[Instruction]:
     """Defines everything that the random part may read: activations, weights, parameters, accumulators."""
     q, n = constant_queue(machine), machine.matrix.columns
     return [
+        isa.Copy(unit=0, source=Space.fill, target=Space.activation, target_address=1024, run_bytes=3072, fill=7),
         isa.Copy(unit=0, source=Space.main, target=Space.activation, target_address=0, run_bytes=1024, signal=mask(0)),
         isa.Copy(unit=q, source=Space.constant, target=Space.weight, target_address=0, run_bytes=1024),
         isa.Copy(
@@ -38,7 +39,7 @@ def prologue(machine: Machine) -> list[Instruction]:
         ),
         isa.Sync(unit=Queue.vector, wait=mask(2), signal=mask(3)),
         isa.Copy(
-            unit=Queue.store, source=Space.fill, target=Space.main, target_address=OUTPUT.address, run_bytes=64,
+            unit=Queue.store, source=Space.fill, target=Space.main, target_address=OUTPUT.address, run_bytes=512,
             wait=mask(3),
         ),
     ]  # fmt: skip
@@ -57,7 +58,8 @@ def work(draw: st.DrawFn, machine: Machine) -> Instruction:
             "store": (Queue.store, Space.activation, Space.main),
         }[kind]
         return isa.Copy(
-            unit=unit, source=source, target=target, source_address=draw(st.integers(0, 300)),
+            unit=unit, source=source, target=target,
+            source_address=draw(st.sampled_from([0, 300, *([1100, 2000, 3000] if source == Space.activation else [])])),
             target_address=1100 if kind != "constant" else 1024, run_bytes=draw(st.integers(1, 40)), n1=draw(small),
             n2=draw(small), source_stride1=draw(st.integers(0, 40)), target_stride1=draw(st.integers(40, 60)),
         )  # fmt: skip

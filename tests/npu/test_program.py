@@ -217,7 +217,7 @@ def test_an_output_that_nothing_writes():
 
 # ----------------------------------------------------------------------------------------- deadlock
 def program_of(*body, machine=EDGE):
-    output = Port("y", "int8", (64,), 4000)
+    output = Port("y", "int8", (512,), 1024)
     instructions = (*prologue(machine), *body, isa.Halt())
     return NpuProgram("p", machine, instructions, bytes(2048), 4096, (Port("x", "int8", (1024,), 0),), (output,))
 
@@ -228,7 +228,7 @@ def test_a_wait_that_nothing_signals():
         with pytest.raises(DeadlockError) as error:
             run(program, {"x": np.zeros(1024, np.int8)})
         assert str(error.value) == (
-            "program 'p' deadlocks: instruction 6 (sync, layer 'program') waits for signal 1 of token 9, "
+            "program 'p' deadlocks: instruction 7 (sync, layer 'program') waits for signal 1 of token 9, "
             "which is signalled 0 times"
         )
 
@@ -242,9 +242,9 @@ def test_two_queues_that_wait_for_each_other():
     with pytest.raises(DeadlockError) as error:
         timing.simulate(program)
     assert str(error.value) == (
-        "program 'p' deadlocks: instruction 6 (sync, layer 'program') waits for token 9 from instruction 8 (sync, "
-        "layer 'program') waits for token 10 from instruction 7 (sync, layer 'program') is queued in the matrix queue "
-        "behind instruction 6 (sync, layer 'program')"
+        "program 'p' deadlocks: instruction 7 (sync, layer 'program') waits for token 9 from instruction 9 (sync, "
+        "layer 'program') waits for token 10 from instruction 8 (sync, layer 'program') is queued in the matrix queue "
+        "behind instruction 7 (sync, layer 'program')"
     )
 
 
@@ -255,13 +255,13 @@ def test_a_backward_wait_is_legal_until_the_queue_is_full():
         isa.Sync(unit=Queue.vector, signal=mask(9)),
     )
     order = list(issue_order(program_of(*body)))
-    assert order.index(11) < order.index(6)
+    assert order.index(12) < order.index(7)
     assert timing.simulate(program_of(*body)).cycles > 0
     with pytest.raises(DeadlockError) as error:
         timing.simulate(program_of(*body, machine=edited(EDGE, control__queue_entries=4)))
     assert str(error.value) == (
-        "program 'p' deadlocks: instruction 6 (sync, layer 'program') waits for token 9 from instruction 11 (sync, "
-        "layer 'program') is not dispatched: the matrix queue is full behind instruction 6 (sync, layer 'program')"
+        "program 'p' deadlocks: instruction 7 (sync, layer 'program') waits for token 9 from instruction 12 (sync, "
+        "layer 'program') is not dispatched: the matrix queue is full behind instruction 7 (sync, layer 'program')"
     )
 
 
