@@ -22,6 +22,7 @@ from qcompiler.frontend.onnx import import_onnx
 from qcompiler.passes.canonical import canonical_pipeline
 from qcompiler.passes.integerize import integerize
 from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.numerics import Rounding
 
 PROMISED = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Concat", "Split", "Slice", "Pad", "MaxPool",
@@ -178,10 +179,10 @@ def selected(operator: str) -> list[Case]:
     return [c for c in cases()[operator] if outside(c) is None and excluded(c) is None]
 
 
-def program_of(case: Case) -> IntegerProgram:
-    """The float program of a case."""
+def program_of(case: Case, rounding: Rounding = "exact_half_up") -> IntegerProgram:
+    """The program of a case: float, unless its operators are quantised ones."""
     module = import_onnx(case.model, {n: v.shape for n, v in case.inputs.items()})
-    return integerize(canonical_pipeline().run(module), name=case.name)
+    return integerize(canonical_pipeline().run(module), rounding, name=case.name)
 
 
 def compare(case: Case, results: Mapping[str, np.ndarray]) -> None:
