@@ -138,7 +138,7 @@ class _State(MachineState):
 
     def __init__(self, program: NpuProgram, clocks: _Clocks) -> None:
         super().__init__(program.machine, program.main_bytes, program.constants)
-        self.memories = [_Memory(_Log(clocks, m.name, (m.size,)), m) for m in self.memories]
+        self.memories[:] = [_Memory(_Log(clocks, m.name, (m.size,)), m) for m in self.memories]
         self.sums = _Log(clocks, "accumulator", self.accumulators.shape)
 
     def read_accumulators(self, ins: Instruction, row: int, rows: int, columns: int) -> Array:
