@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, constant, load, shuffle
+from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, constant, load, shuffle, splat
 from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
@@ -281,7 +281,10 @@ class _Writer:
             return self._bind(load(self.x, row + column * g.channels, self.bytes))
         step = g.stride[1] * g.channels
         parts = [load(self.x, row + (column * g.channels + i * step), g.channels) for i in range(g.pixels)]
-        return self._bind(shuffle(parts, [i % (g.pixels * g.channels) for i in range(self.bytes)]))
+        used = g.pixels * g.channels
+        if used < self.bytes:  # a line of fewer pixels than a vector holds
+            parts.append(splat(0, self.isa.storage, self.bytes))
+        return self._bind(shuffle(parts, range(self.bytes)))
 
     def _bind(self, value: Expr) -> Expr:
         return self.e.bind(value, str(value.ty.dtype))

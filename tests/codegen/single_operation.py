@@ -14,7 +14,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
 from qcompiler.codegen.cpu.kernel import Group, Step, stored
 from qcompiler.codegen.cpu.measure import LoadedSteps
-from qcompiler.sim.integer_program import Add, Conv2d, IntegerProgram, Operation, Requantize, Tensor, check
+from qcompiler.sim.integer_program import Add, Conv2d, IntegerProgram, MatMul, Operation, Requantize, Tensor, check
 from qcompiler.sim.numerics import add_multipliers
 from qcompiler.sim.reference import execute
 
@@ -111,3 +111,17 @@ def with_add(operations: list[Operation], tensors: list[Tensor], inputs: list[st
         tensors = [*tensors, other, Tensor("sum", y.shape, "int8", 0.5, -3)]
         inputs = [*inputs, "other"]
     return program_of(operations, tensors, inputs)
+
+
+def matmul_program(
+    shape_a: tuple[int, ...], shape_b: tuple[int, ...], transposed: bool, zero_b: int, add: str = ""
+) -> IntegerProgram:
+    scale = np.array([2e-3 / np.sqrt(shape_a[-1])], dtype=np.float32)
+    op = MatMul("matmul", ("a", "b"), "y", Requantize(scale, 5), transposed)
+    shape = op.infer_shape([shape_a, shape_b])
+    tensors = [
+        Tensor("a", shape_a, "int8", 0.5, -7),
+        Tensor("b", shape_b, "int8", 0.5, zero_b),
+        Tensor("y", shape, "int8", 0.5, 5),
+    ]
+    return with_add([op], tensors, ["a", "b"], add)
