@@ -11,6 +11,7 @@ from qcompiler.passes.canonicalize import Canonicalize
 from qcompiler.passes.decompose_conv_transpose import DecomposeConvTranspose
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.layout import Layout
+from qcompiler.passes.recognize import Recognize
 
 
 def canonical_pipeline() -> Pipeline:
@@ -18,6 +19,7 @@ def canonical_pipeline() -> Pipeline:
     return Pipeline(
         (
             Canonicalize(),
+            Recognize(),
             Layout(),
             Canonicalize(),
             FoldBatchNorm(),

@@ -7,6 +7,7 @@ com.microsoft extensions. Values keep their ONNX types here; the `signed` pass m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from qcompiler.passes.rewrite import const, dtype_of, shape_of
 
 MICROSOFT = "com.microsoft"
 _EIGHT_BITS = ("int8", "uint8")
+_FOUR_BITS = ("int4", "uint4")
 
 
 # --------------------------------------------------------------------------- quantise and dequantise
@@ -41,6 +43,7 @@ def _output_dtype(node: Node) -> str:
 @converter("DequantizeLinear")
 @converter("DequantizeLinear", domain=MICROSOFT)
 def dequantize_linear(node: Node) -> Result:
+    node = _widened(node)
     zero = _zero_point(node, 2, node.dtype(0))
     value, scale = node.value(0), node.constant(1, "scale").astype(np.float32)
     if node.dtype(0) == "int32":  # a bias, or an accumulator: its zero point is 0
@@ -54,6 +57,12 @@ def dequantize_linear(node: Node) -> Result:
             return value.astype(np.float32) * vector
         return R.multiply(node.emit(R.astype(value, "float32"), "float"), const(vector))
     return dequantized(node, node.tensor(0), scale, zero)
+
+
+def _widened(node: Node) -> Node:
+    """Constants of 4 bits as int8 ones of the same values."""
+    inputs = [v.astype(np.int8) if isinstance(v, np.ndarray) and v.dtype.name in _FOUR_BITS else v for v in node.inputs]
+    return replace(node, inputs=inputs)
 
 
 def _zero_point(node: Node, index: int, dtype: str) -> Array:

@@ -171,6 +171,22 @@ def test_an_int32_bias_becomes_a_float_constant() -> None:
     assert operators(module) == {"add": 1}
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])
+def test_weights_of_four_bits_are_kept_in_eight(kind: int) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    low = 0 if kind == TensorProto.UINT4 else -8
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=1, name="weight"),
+        helper.make_node("MatMul", ["x", "d"], ["y"], name="product"),
+    ]
+    weight, zeros = RNG.integers(low, low + 16, (6, 4)).astype(dtype), np.array([low, low + 3, low + 8, 7], dtype)
+    source = model(nodes, {"x": (3, 6)}, ["y"], {"w": weight, "s": scales(4), "z": zeros}, opset=21)
+    module = canonical(source)
+    assert {t.dtype for t in read(module).types.values()} == {"float32", "int8"}
+    feeds = random_feeds(read(module))
+    np.testing.assert_allclose(evaluate(module, feeds)[0], run_onnxruntime(source, feeds)[0], rtol=1e-5, atol=1e-6)
+
+
 REFUSED = [
     (
         node("QuantizeLinear", FLOAT, F(0.1), np.int16(0), output="int8", version=21),
