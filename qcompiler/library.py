@@ -130,6 +130,8 @@ def _invoker(
         if status:
             raise RuntimeError(f"the compiled model returned status {status}")
 
+    # Whoever keeps only `invoke` keeps the memory that its pointers lead to.
+    invoke.memory = (inputs, outputs, workspace)  # type: ignore[attr-defined]
     return invoke
 
 

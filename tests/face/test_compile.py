@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,17 @@ def test_invoke_works_in_place(digits: Path) -> None:
     model.inputs["image"][...] = IMAGES[1]
     model.invoke()
     assert not np.array_equal(first, model.outputs["scores"])
+
+
+def test_invoke_alone_keeps_its_memory_alive(digits: Path) -> None:
+    model = qcompiler.load(digits)
+    invoke, scores = model.invoke, weakref.ref(model.outputs["scores"].base)
+    del model
+    gc.collect()
+    assert scores() is not None
+    del invoke
+    gc.collect()
+    assert scores() is None
 
 
 def test_two_models_do_not_share_buffers(digits: Path) -> None:
