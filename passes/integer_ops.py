@@ -259,6 +259,9 @@ def _max_pool(lowering: Lowering, region: Region) -> str:
 
 def _average_pool(lowering: Lowering, region: Region) -> str:
     window, excess = _window_of(lowering, region.root)
+    if window["kernel"] != lowering.graph.types[region.root.inputs[0]].shape[1:3]:
+        # ONNX Runtime adds integers only where the window is the whole image.
+        _float_origin(lowering, "average pool")
     source = lowering.operand(region.root.inputs[0])
     counts = np.arange(1, window["kernel"][0] * window["kernel"][1] + 1)
     scale = requantize(lowering, region, params_of(lowering.tensors[source])[0], counts)

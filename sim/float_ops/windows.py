@@ -95,10 +95,14 @@ def _pool(rank: int, average: bool) -> Callable[..., Any]:
         ]
         if not average:
             return _to(np.maximum.reduce(windows), image, out_layout or layout)
-        total = np.sum([w.astype(np.float64) for w in windows], axis=0)
+        # In the data's own precision, position by position, as ONNX Runtime's quantised average pool adds: where
+        # the result is rounded to int8 next, it decides ties.
+        total = windows[0].copy()
+        for window in windows[1:]:
+            total += window
         if count_include_pad:
-            return _to(total / math.prod(pool_size), image, out_layout or layout)
-        inside = np.pad(np.ones((1, *data.shape[1:-1], 1)), widths)
+            return _to(total / total.dtype.type(math.prod(pool_size)), image, out_layout or layout)
+        inside = np.pad(np.ones((1, *data.shape[1:-1], 1), dtype=total.dtype), widths)
         count = np.sum([w for _, w in _views(inside, pool_size, strides, dilation, extents)], axis=0)
         return _to(total / np.maximum(count, 1), image, out_layout or layout)
 
