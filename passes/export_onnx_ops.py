@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompiler.passes.export_onnx_index import INDEX_EMITTERS
 from qcompiler.passes.graph import Graph, Node, Shape
 from qcompiler.sim.errors import ModelError
 
@@ -423,10 +424,11 @@ EMITTERS: dict[str, Emitter] = {
     "concat": _concat, "permute_dims": _permute_dims, "reshape": _reshape, "squeeze": _reshape,
     "expand_dims": _reshape, "flatten": _reshape, "broadcast_to": _broadcast_to, "strided_slice": _strided_slice,
     "nn.pad": _pad, "take": _take, "tile": _repeat_or_tile,
+    **INDEX_EMITTERS,
 }  # fmt: skip
 
 _ROWWISE = {"nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d"}
-_NOT_BATCHED = {"broadcast_to", "take", "tile", "where", "image.resize2d"}
+_NOT_BATCHED = {"broadcast_to", "take", "tile", "where", "image.resize2d", *INDEX_EMITTERS}
 
 
 def keeps_batch(node: Node, shapes: Mapping[str, Shape], graph: Graph) -> bool:
