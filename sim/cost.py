@@ -171,6 +171,15 @@ def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary:
     return occupy + gap
 
 
+def operand_cycles(g: Geometry, runs: int, size: int, machine: Machine) -> int:
+    """Cycles to copy matmul's b inside the chip: runs of bytes, or a transpose byte by byte (`isa.dma`)."""
+    width = machine.activation_memory.bytes_per_cycle
+    if size > 1 or not g.transposed:
+        return runs * ceil_div(size, width)
+    columns = runs // g.reduction
+    return g.reduction * ceil_div(columns, width // math.gcd(g.reduction, width))
+
+
 def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     """Convolutions, dense layers, products."""
     w, array, lanes = Work(), machine.matrix, machine.vector.lanes
@@ -222,10 +231,10 @@ def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
     w.fetch, w.constant_read = w.fetch + weight_loads * cycles, w.constant_read + weight_loads * moved
     w.first_fetch = read(constants, [(1, records[0] + tail)])[0]
     if g.kind == "matmul":
-        runs = [(g.reduction, size) if size < o and not g.transposed else (1, g.reduction * size) for size in sizes]
+        runs = [mapping.operand_runs(g, m, size) for size in sizes]
         if r.weights:
-            width = machine.activation_memory.bytes_per_cycle
-            w.load += weight_loads * sum(count * ceil_div(size, width) for count, size in runs)
+            for count, size in runs:
+                w.load += weight_loads * operand_cycles(g, count, size, machine)
         else:
             w.bring(machine, r, "weights", runs, weight_loads)
     else:
@@ -275,15 +284,15 @@ def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
                 w.main_write += n * moved
         if not r.image:
             w.bring(machine, r, "image", [row_runs(ih, iw, g.image[2], c)], n * image_loads)
-    if g.records:
-        w.first_fetch, moved = read(constants, [(1, g.records * g.record_bytes + TABLE_BYTES * g.tables)])
-        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
     if depthwise:
         loads = tiles if not m.groups_outer and len(groups) > 1 else 1
         chunks = [(1, (taps + g.record_bytes) * (b - a) * merged + TABLE_BYTES * g.tables) for a, b in groups]
         cycles, moved = read(constants, chunks)
         w.fetch, w.constant_read = w.fetch + loads * cycles, w.constant_read + loads * moved
         w.first_fetch = read(constants, chunks[:1])[0]
+    elif g.records or g.tables:
+        w.first_fetch, moved = read(constants, [(1, g.records * g.record_bytes + TABLE_BYTES * g.tables)])
+        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
     n, h, wd, ih, iw = shapes[0]
     if not r.image:
         w.first_load = read(main, [row_runs(ih, iw, g.image[2], c)])[0]

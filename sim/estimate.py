@@ -204,11 +204,10 @@ class Estimator:
             total = g.reduction * size
             gate, held = self.weights.take(total)
             if g.kind == "matmul":
-                count, run = (g.reduction, size) if size < o and not g.transposed else (1, total)
+                count, run = mapping.operand_runs(g, m, size)
                 gate = max(gate, self.source(layer.operands[0], base + share))
                 if r.weights:
-                    cycles = count * ceil_div(run, machine.activation_memory.bytes_per_cycle)
-                    arrival = self.load.move(cycles, gate, local=True)
+                    arrival = self.load.move(cost.operand_cycles(g, count, run, machine), gate, local=True)
                 else:
                     arrival = self.bring([(count, run)], gate, "weights" in r.constant)
                 return [arrival] * len(group), [parameters, held], parameters_ready

@@ -166,6 +166,13 @@ def blocks(g: Geometry, machine: Machine) -> list[tuple[int, int, int]]:
     ]
 
 
+def operand_runs(g: Geometry, m: Mapping, columns: int) -> tuple[int, int]:
+    """How `columns` columns of matmul's b are loaded: (runs, bytes a run)."""
+    if g.transposed and m.output_stationary:  # the output-stationary array takes rows of w only
+        return g.reduction * columns, 1
+    return (1, g.reduction * columns) if g.transposed or columns == g.output[3] else (g.reduction, columns)
+
+
 def balanced(size: int, limit: int) -> int:
     """The step that cuts `size` into the fewest pieces of at most `limit`, as equal as possible."""
     return ceil_div(size, ceil_div(size, max(limit, 1)))

@@ -138,30 +138,39 @@ def constant_weights(
 
 
 def activation_weights(
-    context: Context, b: Place, k: int, n: int, transposed: bool
+    context: Context, b: Place, k: int, n: int, transposed: bool, turn: bool
 ) -> Callable[[list[Block], int], list[Weights]]:
-    """Loader of a matrix [K, N] ([N, K] transposed) that is itself an activation, never in parts."""
+    """Loader of a matrix [K, N] ([N, K] transposed) that is itself an activation, never in parts.
+
+    turn: transpose it on the way, byte by byte, for an array that only takes rows of w.
+    """
 
     def load(group: list[Block], index: int) -> list[Weights]:
         assert index == 0
         first, columns = group[0][1], sum(width for _, _, width in group)
         buffer = context.weights.take("b", k * columns)
-        contiguous = transposed or columns == n
-        runs, run = (1, k * columns) if contiguous else (k, columns)
         offset = first * k if transposed else first
+        if turn:
+            loops = {"run_bytes": 1, "n2": k, "source_stride2": 1, "target_stride2": columns, "n3": columns,
+                     "source_stride3": k, "target_stride3": 1}  # fmt: skip
+            span = k * columns
+        else:
+            runs, run = (1, k * columns) if transposed or columns == n else (k, columns)
+            loops = {"run_bytes": run, "n3": runs, "source_stride3": n, "target_stride3": columns}
+            span = (runs - 1) * n + run
         copy = isa.Copy(
             unit=context.queue_from(b), source=b.space, target=Space.weight, source_address=b.address + offset,
-            target_address=buffer.address, run_bytes=run, n3=runs, source_stride3=n, target_stride3=columns,
+            target_address=buffer.address, **loops,
         )  # fmt: skip
-        context.stream.emit(copy, [b.region(offset, offset + (runs - 1) * n + run)], [buffer.all()])
-        if transposed:
+        context.stream.emit(copy, [b.region(offset, offset + span)], [buffer.all()])
+        if transposed and not turn:
             return [Weights(buffer.address + (c - first) * k, k, True, buffer.all()) for _, c, _ in group]
         return [Weights(buffer.address + c - first, columns, False, buffer.all()) for _, c, _ in group]
 
     return load
 
 
-def problems(context: Context, layer: Layer, parts: list[Part]) -> list[Problem]:
+def problems(context: Context, layer: Layer, m: Mapping, parts: list[Part]) -> list[Problem]:
     """The GEMMs of a layer: one, or one a batch of a matrix product."""
     op, g = layer.operations[0], layer.geometry
     image, output = context.places[op.inputs[0]], context.places[layer.output]
@@ -172,16 +181,17 @@ def problems(context: Context, layer: Layer, parts: list[Part]) -> list[Problem]
         assert isinstance(op, (Conv2d, Dense))
         weight = op.weight if op.weight.ndim == 4 else op.weight[:, None, None, :]
         return [Problem(g, image, output, operand, zero, 0, constant_weights(context, weight, parts))]
-    (_, m, _, k), n = g.image, g.output[3]
+    (_, rows, _, k), n = g.image, g.output[3]
     shapes = [context.tensor(name).shape for name in op.inputs]
     batch = np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
     index = [np.broadcast_to(np.arange(math.prod(s[:-2])).reshape(s[:-2]), batch).ravel() for s in shapes]
-    one = dataclasses.replace(g, image=(1, m, 1, k), output=(1, m, 1, n))
+    one = dataclasses.replace(g, image=(1, rows, 1, k), output=(1, rows, 1, n))
+    turn = op.transpose_b and m.output_stationary
     b, weight_zero = context.places[op.inputs[1]], context.zero(op.inputs[1])
     return [
         Problem(
-            one, image.at(ia * m * k), output.at(i * m * n), operand.at(i * m * n) if operand else None, zero,
-            weight_zero, activation_weights(context, b.at(ib * k * n), k, n, op.transpose_b),
+            one, image.at(ia * rows * k), output.at(i * rows * n), operand.at(i * rows * n) if operand else None, zero,
+            weight_zero, activation_weights(context, b.at(ib * k * n), k, n, op.transpose_b, turn),
         )
         for i, (ia, ib) in enumerate(zip(index[0].tolist(), index[1].tolist(), strict=True))
     ]  # fmt: skip
@@ -193,7 +203,7 @@ def lower(context: Context, layer: Layer, m: Mapping) -> None:
     bias = getattr(op, "bias", np.zeros(layer.geometry.output[3], dtype=np.int32))
     tail = Tail(context, layer, bias, op.requantize)  # type: ignore[attr-defined]
     parts = mapping.parts(layer.geometry, m)
-    for problem in problems(context, layer, parts):
+    for problem in problems(context, layer, m, parts):
         _Lowering(context, problem, m, tail, parts).run()
 
 

@@ -64,7 +64,7 @@ def work(draw: st.DrawFn, machine: Machine) -> Instruction:
             n2=draw(small), source_stride1=draw(st.integers(0, 40)), target_stride1=draw(st.integers(40, 60)),
         )  # fmt: skip
     if kind == "matmul":
-        stationary = draw(st.sampled_from([0, 2, 4, 12]))
+        stationary = draw(st.sampled_from([0, 2, 4, 6, 12, 14]))
         columns, run = draw(st.integers(1, machine.matrix.columns)), draw(st.integers(1, 16))
         return isa.MatrixMultiply(
             address=draw(st.integers(0, 64)), row_pitch=128, pixel_pitch=16, in_h=4, in_w=8,

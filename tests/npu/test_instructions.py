@@ -168,9 +168,10 @@ def test_a_run_over_several_pixels_and_im2col_see_the_same_window(case):
     np.testing.assert_array_equal(sums, (want.astype(np.int64) - zero) @ weight.astype(np.int64))
 
 
+@pytest.mark.parametrize("stationary", [0, 2])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_matmul_of_two_activations(transposed, accumulate):
+def test_matmul_of_two_activations(transposed, accumulate, stationary):
     rng = np.random.default_rng(3)
     a, b = int8(rng, 10, 40), int8(rng, 40, 16)
     state = fresh()
@@ -182,7 +183,7 @@ def test_matmul_of_two_activations(transposed, accumulate):
         isa.MatrixMultiply(
             address=0, row_pitch=400, pixel_pitch=40, in_h=1, in_w=10, out_h=1, out_w=10, run=40, zero=5,
             weight_address=1000, weight_pitch=40 if transposed else 16, weight_zero=-9, columns=16, accumulator_row=2,
-            flags=4 | 8 * transposed | accumulate,
+            flags=4 | 8 * transposed | accumulate | stationary,
         ),
     )  # fmt: skip
     want = (a.astype(np.int64) - 5) @ (b.astype(np.int64) + 9) + 77 * accumulate

@@ -84,6 +84,26 @@ def test_weights_from_the_activation_memory_share_its_port():
     assert t.end[1] - t.start[1] == 4 * (16 + 10)
 
 
+@pytest.mark.parametrize(
+    ("flags", "start", "duration"),
+    [
+        (0, 17, 4 * 20), (4, 1, 4 * (16 + 20)), (8, 1 + 16, 4 * 20), (12, 1, 4 * (16 + 20)),
+        (2, 1, 2 * 64), (6, 1, 2 * 4 * 32), (10, 1, 2 * 64), (14, 1, 2 * 4 * 32),
+    ],
+)  # fmt: skip
+def test_every_source_of_weights(flags, start, duration):
+    """20 pixels, 64 deep: four chunks, two groups of pixels."""
+    t = timing.simulate(program_of(matmul(20, 64, 16, flags=flags)))
+    assert (t.start[0], t.end[0] - t.start[0]) == (start, duration)
+
+
+def test_a_port_narrower_than_the_tile_takes_several_cycles_a_row():
+    machine = edited(EDGE, matrix__rows=4, vector__lanes=4, activation_memory__bytes_per_cycle=4)
+    assert matmul(100, 8, 16).timing(machine).lead == 4
+    assert matmul(100, 8, 16, flags=4).timing(machine).occupy == 2 * (4 * 4 + 100)
+    assert matmul(100, 8, 16, flags=12).timing(machine).occupy == 2 * (16 + 100)
+
+
 def test_requantisation_overlaps_the_next_tile():
     """Two halves of the accumulators: the vector unit works on one while the array fills the other."""
     body = []

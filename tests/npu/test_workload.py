@@ -31,7 +31,7 @@ def test_a_tensor_that_someone_else_reads_is_not_fused_away() -> None:
     x = b.input((1, 4, 4, 8))
     y = b.conv(x, 8)
     layers = workload.extract(b.build(b.table(y), y))
-    assert [layer.geometry.kind for layer in layers] == ["conv", "elementwise"]
+    assert [layer.geometry.kind for layer in layers] == ["conv", "table"]
 
 
 def test_pointwise_convolutions_and_dense_layers_are_one_geometry() -> None:
