@@ -4,7 +4,8 @@ The law of a FloatOp: `kind` is a Relax operator's name without ``relax.``; the 
 call's tensor arguments in order (a tuple argument, as of concat, is spread out); `attributes` are all its other
 arguments under the names of the Relax Python functions: ``relax.op.<kind>(*inputs, **attributes)`` rebuilds the call.
 Here the positional parameters of a function are the inputs and its keyword-only parameters the attributes that
-change its meaning. Sums run in float64 and are rounded once (average pools: in float32, in window order). Targets match within a float tolerance.
+change its meaning. Sums run in float64 and are rounded once (average pools: in float32, in window order). Targets
+match within a float tolerance.
 """
 
 from __future__ import annotations
