@@ -35,15 +35,18 @@ class MatrixMultiply(Windowed):
     earlier matmul needs neither token nor fence: rows are updated in order where they leave the array.
 
     Timing, weight stationary: the sequencer makes passes = kernel_h*kernel_w*ceil(run/R) passes, each with up to R
-    values of k. A pass loads weights for W cycles (R; C when transposed), then streams P rows, one a cycle; the
-    last row leaves the array R+C-2 cycles after it entered. With two weight buffers the next load runs beside the
-    stream: passes start max(P, W) cycles apart, the next instruction's first load starts with the last stream.
-    With one buffer, each load waits until the array is empty: passes start W+P+R+C-2 cycles apart. Weights from
-    the activation memory share its port with every stream: each pass takes W+P cycles of the unit.
+    values of k. A pass loads weights for W cycles, then streams P rows, one a cycle; the last row leaves the array
+    R+C-2 cycles after it entered. W is R*ceil(C/port), port being the width of the memory that holds the weights (a
+    weight memory is at least C wide), or C*ceil(R/port) when transposed: columns shift in from the side. With two
+    weight buffers the next load runs beside the stream: passes start max(P, W) cycles apart, the next instruction's
+    first load starts with the last stream. With one buffer, each load waits until the array is empty: passes start
+    W+P+R+C-2 cycles apart. Weights from the activation memory share its port with every stream: each pass takes W+P
+    cycles of the unit.
     Timing, output stationary: groups of R pixels; the array holds R x C sums, one value of k enters each cycle.
-    A tap takes ceil(run/R)*R cycles (each of the R pixels fetches R bytes in turn), so a group takes
-    K' = kernel_h*kernel_w*ceil(run/R)*R cycles and R cycles shift its sums out, beside the next group with two
-    buffers: groups start max(K', R) cycles apart, the last is complete K'+R+C-2+R cycles after its start. With one
+    R values of k need R fetches of activations (each of the R pixels fetches R bytes in turn) beside W cycles of
+    weights, one behind the other where both come from the activation memory: S = max(R, W) or R+W cycles. So a group
+    takes K' = kernel_h*kernel_w*ceil(run/R)*S cycles and R cycles shift its sums out, beside the next group with two
+    buffers: groups start K' cycles apart, the last is complete K'+R+C-2+R cycles after its start. With one
     buffer they start K'+2R+C-2 cycles apart.
 
     Counts: P*K*columns array_macs; P*K activation bytes (padding included: the port does not know); weight bytes
@@ -101,8 +104,6 @@ class MatrixMultiply(Windowed):
         dataflow = "output_stationary" if self.output_stationary else "weight_stationary"
         if dataflow not in machine.matrix.dataflows:
             raise ProgramError(f"matmul: machine {machine.name!r} has no {dataflow} dataflow")
-        if self.output_stationary and self.flags & 12:
-            raise ProgramError("matmul: output stationary takes its weights row by row from the weight memory")
 
     def execute(self, state: MachineState) -> None:
         shape = (self.reduction, self.columns)
@@ -124,20 +125,22 @@ class MatrixMultiply(Windowed):
     def timing(self, machine: Machine) -> Timing:
         array, pixels = machine.matrix, self.pixels
         rows, columns = array.rows, array.columns
+        shared = self.weight_space == Space.activation
+        port = (machine.activation_memory if shared else machine.weight_memory).bytes_per_cycle
+        load = columns * ceil_div(rows, port) if self.weight_transposed else rows * ceil_div(columns, port)
         through = rows + columns - 2
         chunks = self.taps * ceil_div(self.run, rows)
         if self.output_stationary:
-            groups, steps = ceil_div(pixels, rows), chunks * rows
+            groups, active = ceil_div(pixels, rows), chunks * rows
+            steps = chunks * (rows + load if shared else max(rows, load))
             if array.weight_buffers == 1:
-                occupy = groups * (steps + 2 * rows + columns - 2)
-                return Timing(0, occupy, groups * steps, 0, 0)
+                return Timing(0, groups * (steps + 2 * rows + columns - 2), groups * active, 0, 0)
             # steps >= rows, so that the shift-out of a group always hides behind the next one.
-            return Timing(0, groups * steps, groups * steps, through + rows, 0)
-        load = columns if self.weight_transposed else rows
+            return Timing(0, groups * steps, groups * active, through + rows, 0)
         if array.weight_buffers == 1:
             occupy = chunks * (load + pixels + through) - load - through
             return Timing(load, occupy, chunks * pixels, through, -through)
-        if self.weight_space == Space.activation:
+        if shared:
             # The load is part of the occupation: it needs the port that the previous instruction streams through.
             return Timing(0, chunks * (load + pixels), chunks * pixels, through, 0)
         interval = max(pixels, load)
