@@ -120,7 +120,7 @@ def fit(value: Array, tensor: Tensor, where: str) -> Array:
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         bad = int((~np.isfinite(value)).sum())
         raise CalibrationError(f"{where} holds NaN or infinity ({bad} of {value.size} values); remove or repair it")
-    converted = np.ascontiguousarray(value, dtype=tensor.dtype)
+    converted = np.asarray(value, dtype=tensor.dtype, order="C")  # ascontiguousarray would give a scalar an axis
     if value.dtype.kind != "f" and not np.array_equal(converted, value):
         raise CalibrationError(f"{where}: {value.dtype} values do not fit the model's {tensor.dtype}")
     return converted

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler import emulation
+from qcompiler.artifact import open_artifact
 from qcompiler.data import Samples, read_column
-from qcompiler.library import Model, load
+from qcompiler.library import Model
 from qcompiler.output import new_file
 from qcompiler.sim.errors import CalibrationError
 
@@ -68,10 +70,17 @@ def run_samples(
     directory: Path, data: Path, labels: str | None, output: Path | None, threads: int, profile: bool
 ) -> None:
     """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
-    model = load(directory, threads)
-    samples = Samples(data, {t.name: t for t in model.artifact.manifest.inputs}, "input")
+    artifact = open_artifact(directory)
+    emulated = emulation.emulates(artifact.manifest.architecture)
+    model = None if emulated else Model(artifact, threads)
+    samples = Samples(data, {t.name: t for t in artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
-    outputs, timing = execute(model, samples)
+    if model is None:
+        machine = emulation.Model(artifact)
+        outputs, how = _emulate(machine, samples), f"emulated by {machine.emulator}, which says nothing about latency"
+    else:
+        outputs, timing = execute(model, samples)
+        how = f"{timing} ({model.isa}, {threads} thread{'s' if threads > 1 else ''})"
     if output is not None:
         with new_file(output) as work, work.open("wb") as stream:
             np.savez(stream, **outputs)  # type: ignore[arg-type]
@@ -83,10 +92,17 @@ def run_samples(
     if wanted is not None:
         name, scores = next(iter(outputs.items()))
         print(f"accuracy  {accuracy(scores, wanted, str(data)):.4f} ({len(scores)} samples, argmax of {name!r})")
-    threads_text = f"{threads} thread{'s' if threads > 1 else ''}"
-    print(f"latency   {timing} ({model.isa}, {threads_text})")
-    if profile:
+    print(f"latency   {how}")
+    if profile and model is not None:
         _print_profile(model)
+
+
+def _emulate(model: emulation.Model, samples: Samples) -> dict[str, npt.NDArray[Any]]:
+    results: dict[str, list[npt.NDArray[Any]]] = {t.name: [] for t in model.artifact.manifest.outputs}
+    for sample in samples:
+        for name, value in model.run(sample).items():
+            results[name].append(value)
+    return {name: _join(values) for name, values in results.items()}
 
 
 def _print_profile(model: Model) -> None:

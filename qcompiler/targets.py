@@ -97,7 +97,10 @@ class CpuBackend:
 
     name: str
     target: Any
-    macs_to_measure: float = 100e9
+
+    @property
+    def macs_to_measure(self) -> float:
+        return 100e9 if self.architecture == platform.machine() else 50e6
 
     @property
     def architecture(self) -> str:
@@ -114,7 +117,11 @@ class CpuBackend:
         )
 
     def executor(self, artifact: Artifact) -> Execute | None:
-        if self.architecture != platform.machine() or not self.target.supported_here():
+        if self.architecture != platform.machine():
+            from qcompiler import emulation
+
+            return emulation.Model(artifact).run if emulation.missing_tool(self.architecture) is None else None
+        if not self.target.supported_here():
             return None
         from qcompiler.library import Model
 

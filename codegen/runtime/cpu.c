@@ -1,5 +1,5 @@
-/* What the CPU has and the operating system saves: cpuid and xgetbv.
- * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 14.3 and 15.2. */
+/* What the CPU has and the operating system saves: cpuid and xgetbv on x86, the kernel's word for it on ARM.
+ * Source of the x86 part: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 14.3 and 15.2. */
 #include "qc_cpu.h"
 #include "qc_runtime.h"
 
@@ -32,6 +32,16 @@ uint64_t qc_cpu_features(void) {
     if (c & (1u << 1)) features |= QC_CPU_AVX512VBMI;
     if (c & (1u << 11)) features |= QC_CPU_AVX512_VNNI;
     return features;
+}
+
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+/* Bits of AT_HWCAP. Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst. */
+uint64_t qc_cpu_features(void) {
+    enum { ASIMD = 1 << 1, ASIMDDP = 1 << 20 };
+    unsigned long words = getauxval(AT_HWCAP);
+    return (words & ASIMD ? QC_CPU_ASIMD : 0) | (words & ASIMDDP ? QC_CPU_ASIMDDP : 0);
 }
 
 #else

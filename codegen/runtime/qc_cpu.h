@@ -13,4 +13,7 @@
 #define QC_CPU_AVX512_VNNI (1ull << 8)
 #define QC_CPU_AVX512VBMI (1ull << 9)
 
+#define QC_CPU_ASIMD (1ull << 32)
+#define QC_CPU_ASIMDDP (1ull << 33)
+
 #endif
