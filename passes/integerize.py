@@ -191,9 +191,8 @@ class Lowering:
         if kind.dtype == "uint8":
             raise ModelError(f"input {name!r} is uint8; quantised inputs are int8 (or keep the input float)")
         reader = next((c for c in self.graph.consumers[name] if c.op == "dequantize"), None)
-        if reader is None:
-            raise ModelError(f"input {name!r} is int8 but nothing dequantises it, so its scale is unknown")
-        self.declare_shape(name, kind.shape, self.parameters(reader), "int8")
+        # Without a reader that says otherwise the integers stand for themselves.
+        self.declare_shape(name, kind.shape, (1.0, 0) if reader is None else self.parameters(reader), "int8")
         self.int8[name] = name
 
     def parameters(self, node: Node) -> Parameters:
@@ -362,7 +361,7 @@ class Lowering:
         while pending:
             wanted = pending.pop()
             node = self.graph.producers.get(wanted)
-            if node is None or wanted in needed or wanted in self.real:
+            if node is None or wanted in needed or wanted in self.real or wanted in self.int8:
                 continue
             needed[wanted] = node
             if node.op != "dequantize":
@@ -385,10 +384,22 @@ class Lowering:
             return self.emit(Dequantize(name, (tensor,), name))
         if node.op not in FLOAT_OPS:
             raise ModelError(f"{node.name!r}: the operator {node.op} is not supported")
-        inputs = tuple(self._float_constant(n) if n in self.graph.constants else self.real[n] for n in node.inputs)
+        inputs = tuple(self._float_input(n) for n in node.inputs)
         self.declare_shape(name, kind.shape, None, kind.dtype)
         why = declines(self.graph, node) or reason
         return self.emit(FloatOp(name, inputs, name, node.op, kind.shape, dict(node.attributes), why))
+
+    def _float_input(self, name: str) -> str:
+        """The program tensor of a float operation's operand: float, index, constant, or int8 read as integers."""
+        if name in self.graph.constants:
+            return self._float_constant(name)
+        if name in self.int8:
+            if self.graph.types[name].dtype != "int8":
+                raise ModelError(
+                    f"{name!r}: {self.graph.types[name].dtype} values are supported only where dequantised"
+                )
+            return self.int8[name]
+        return self.real[name]
 
     def _float_constant(self, name: str) -> str:
         if name not in self.real:
@@ -399,6 +410,8 @@ class Lowering:
 
     def _output(self, name: str) -> str:
         """The program tensor of a model output, under the output's own name."""
+        if self.graph.types[name].dtype == "uint8":
+            raise ModelError(f"output {name!r} is uint8; quantised outputs are int8 (or end the model in a dequantise)")
         if name in self.int8 and self.int8[name] == name:
             return name
         tensor = self.int8[name] if name in self.int8 else self._float(name, "the module is not quantised")

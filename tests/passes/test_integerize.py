@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import erf
+
 import numpy as np
 import pytest
 from relax_modules import conv, module, run_float, unary
@@ -10,7 +12,7 @@ from tvm.relax import op as R
 from qcompiler.passes.calibrate import calibrate
 from qcompiler.passes.integerize import integerize
 from qcompiler.passes.quantize import Quantize
-from qcompiler.passes.rewrite import const
+from qcompiler.passes.rewrite import Builder, const
 from qcompiler.sim.errors import ModelError
 from qcompiler.sim.integer_program import Conv2d, Dequantize, FloatOp, MatMul, Table
 from qcompiler.sim.integer_program import Quantize as QuantizeOp
@@ -186,15 +188,10 @@ def test_attention_reads_keys_by_rows_and_folds_the_factor():
 
 
 def test_an_embedding_reads_a_quantised_table():
-    from tvm import relax
-
-    from qcompiler.passes.rewrite import Builder
-
     builder = Builder()
     index = builder.input("index", (1, 4), "int64")
     rows = builder.emit(R.take(constant(10, 16), index, axis=0), "rows")
     built = builder.finish({"y": builder.emit(R.nn.relu(rows), "relu")})
-    assert isinstance(index, relax.Var)
     samples = [{"index": RNG.integers(0, 10, (1, 4))} for _ in range(4)]
     program = integerize(quantised(built, samples))
     assert kinds(program) == ["Embedding", "Table"]
@@ -258,8 +255,6 @@ def test_tables_are_exact_to_half_a_step():
     program = integerize(quantised(built, samples))
     table = next(o for o in program.operations if isinstance(o, Table))
     source, target = program.tensors[table.inputs[0]], program.tensors[table.output]
-    from math import erf
-
     for q in range(-128, 128):
         x = (q - source.zero_point) * source.scale
         exact = 0.5 * x * (1 + erf(x / 2**0.5)) / target.scale + target.zero_point
@@ -313,3 +308,37 @@ def test_tensors_keep_the_users_names():
     program = integerize(quantised(built, [_sample()]))
     assert program.inputs == ("x",) and program.outputs == ("y",)
     assert [o.output for o in program.operations] == ["x.int8", "y.int8", "y"]
+
+
+def _typed(dtype: str, body):
+    builder = Builder()
+    x = builder.input("x", (1, 4), dtype)
+    return builder.finish(body(builder, x))
+
+
+def test_an_int8_input_is_the_quantised_tensor_itself():
+    def body(b, x):
+        real = b.emit(R.dequantize(x, scalar(0.5), const(np.int8(3))), "real")
+        return {"y": b.emit(R.nn.relu(real), "relu")}
+
+    program = integerize(_typed("int8", body))
+    tensor = program.tensors["x"]
+    assert (tensor.dtype, tensor.scale, tensor.zero_point) == ("int8", 0.5, 3)
+    x = np.array([[-128, 0, 3, 127]], np.int8)
+    np.testing.assert_array_equal(execute(program, {"x": x})["y"], np.maximum((x - np.float32(3)) / 2, 0))
+
+
+def test_int8_values_may_stand_for_themselves():
+    program = integerize(_typed("int8", lambda b, x: {"y": b.emit(R.astype(x, "float32"), "wide")}))
+    x = np.array([[-128, 0, 3, 127]], np.int8)
+    np.testing.assert_array_equal(execute(program, {"x": x})["y"], x.astype(np.float32))
+
+
+def test_uint8_at_the_boundary_is_refused():
+    parameters = scalar(0.5), const(np.uint8(3))
+    with pytest.raises(ModelError) as error:
+        integerize(_typed("uint8", lambda b, x: {"y": b.emit(R.dequantize(x, *parameters), "real")}))
+    assert str(error.value) == "input 'x' is uint8; quantised inputs are int8 (or keep the input float)"
+    with pytest.raises(ModelError) as error:
+        integerize(_typed("float32", lambda b, x: {"y": b.emit(R.quantize(x, *parameters, out_dtype="uint8"), "q")}))
+    assert str(error.value) == "output 'y' is uint8; quantised outputs are int8 (or end the model in a dequantise)"
