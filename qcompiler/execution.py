@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -112,6 +113,12 @@ def _print_profile(model: Model) -> None:
     print(f"profile   mean of {MIN_TIMED} inferences on the last sample, each step timed")
     for name, seconds in steps:
         print(f"  {name:<{width}}  {_time(seconds):>10}  {seconds / total:6.1%}")
+    # A step is named "<kernel> <operation>".
+    fallbacks = {f["name"] for f in json.loads(model.artifact.path("report.json").read_text())["fallbacks"]}
+    if fallbacks:
+        share = sum(seconds for name, seconds in steps if name.partition(" ")[2] in fallbacks) / total
+        what = "1 float operation takes" if len(fallbacks) == 1 else f"{len(fallbacks)} float operations take"
+        print(f"  {what} {share:.1%} of it; report.html says why")
 
 
 def _timed(model: Model) -> float:
