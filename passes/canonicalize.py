@@ -17,7 +17,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from qcompiler.passes.base import Pass
-from qcompiler.passes.graph import attributes_of
+from qcompiler.passes.graph import attributes_of, numpy_of
 from qcompiler.passes.layout import ELEMENTWISE
 from qcompiler.passes.rewrite import Array, Rewriter, const, constant_value, dtype_of, op_name, shape_of
 
@@ -160,7 +160,7 @@ class _Canonicalize(Rewriter):
         if shape_of(x) == shape and not keep:
             return x
         source, value = self.quantized_constant(x)
-        if source is not None and constant_value(source.args[1]).size == 1:
+        if source is not None and numpy_of(source.args[1]).size == 1:
             return R.dequantize(const(value.reshape(shape)), source.args[1], source.args[2], axis=-1)
         if source is not None:
             # A vector of scales stays with its axis if the elements of that axis stay together.
@@ -193,7 +193,7 @@ class _Canonicalize(Rewriter):
         chain: list[tuple[relax.Var, relax.Call]] = []  # quantise and dequantise steps in between
         x = call.args[0]
         while (step := self.call_of(x, "quantize", "dequantize")) is not None and self.only_use(x):
-            if constant_value(step.args[1]).size > 1:
+            if numpy_of(step.args[1]).size > 1:
                 return call
             chain.append((x, step))
             x = step.args[0]
@@ -201,15 +201,14 @@ class _Canonicalize(Rewriter):
         moved = self.call_of(flat.args[0], "permute_dims") if flat is not None else None
         if flat is None or moved is None or not (self.only_use(x) and self.only_use(flat.args[0])):
             return call
-        source, weight = self.quantized_constant(call.args[1])
-        if source is None:
-            weight = constant_value(call.args[1])
+        source, quantised = self.quantized_constant(call.args[1])
+        weight = constant_value(call.args[1]) if source is None else quantised
         shape = shape_of(flat.args[0])
         rows = math.prod(shape[1:])
         axes = [int(i) for i in attributes_of(moved)["axes"]]
         if weight is None or axes[0] != 0 or weight.shape[0] != rows or shape_of(x) != (shape[0], rows):
             return call
-        if source is not None and constant_value(source.args[1]).size > 1 and attributes_of(source)["axis"] % 2 == 0:
+        if source is not None and numpy_of(source.args[1]).size > 1 and attributes_of(source)["axis"] % 2 == 0:
             return call
         back = np.argsort(axes[1:]).tolist()
         new = weight.reshape(*shape[1:], -1).transpose(*back, len(back)).reshape(weight.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _REDUCTION = {"update": "none", "add": "add", "mul": "mul", "min": "min", "max": "max"}
 
 
-def _plain(op: str, *names: str, **fixed: object) -> Callable[[Writer, Node], None]:
+def _plain(op: str, *names: str, **fixed: Any) -> Callable[[Writer, Node], None]:
     """The operator with the node's attributes of these names (as integers) and fixed ones."""
 
     def emit(w: Writer, node: Node) -> None:
-        kept = {n: int(node.attributes[n]) for n in names if node.attributes.get(n) is not None}
+        kept: dict[str, Any] = {n: int(node.attributes[n]) for n in names if node.attributes.get(n) is not None}
         w.write(node, op, [w.read(n) for n in node.inputs], **kept, **fixed)
 
     return emit
@@ -50,7 +50,7 @@ def _flip(w: Writer, node: Node) -> None:
 
 def _scatter(op: str, *names: str) -> Callable[[Writer, Node], None]:
     def emit(w: Writer, node: Node) -> None:
-        kept = {n: int(node.attributes[n]) for n in names}
+        kept: dict[str, Any] = {n: int(node.attributes[n]) for n in names}
         reduction = _REDUCTION[node.attributes["reduction"]]
         w.write(node, op, [w.read(n) for n in node.inputs], reduction=reduction, **kept)
 

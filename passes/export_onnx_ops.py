@@ -348,7 +348,8 @@ def _reshape(w: Writer, node: Node) -> None:
     x = node.inputs[0]
     one_pixel = w.is_permuted(x) and w.graph.types[x].shape[1:3] == (1, 1)  # then both orders are the same
     inputs = [w.read(x, one_pixel), target]
-    w.write(node, "Reshape", inputs, **({} if 0 in shape else {"allowzero": 1}))
+    attributes: dict[str, Any] = {} if 0 in shape else {"allowzero": 1}
+    w.write(node, "Reshape", inputs, **attributes)
 
 
 def _broadcast_to(w: Writer, node: Node) -> None:

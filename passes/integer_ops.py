@@ -30,6 +30,7 @@ from qcompiler.sim.integer_program import (
 )
 from qcompiler.sim.numerics import (
     SOFTMAX_ZERO_POINT,
+    Rounding,
     add_multipliers,
     layer_norm_constants,
     layer_norm_epsilon,
@@ -209,7 +210,7 @@ def _add(lowering: Lowering, region: Region) -> str:
     sign = -1 if region.root.op == "subtract" else 1
     a, b = (lowering.operand(n) for n in region.root.inputs)
     (sa, za), (sb, zb) = (params_of(lowering.tensors[n]) for n in (a, b))
-    rounding = "f32_half_even" if lowering.rounding == "f32_half_even" else "exact_half_up"
+    rounding: Rounding = "f32_half_even" if lowering.rounding == "f32_half_even" else "exact_half_up"
     try:
         ma, mb, bias, shift = add_multipliers(sa, za, sb, zb, *region.parameters, sign)
     except ValueError as error:

@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from qcompiler.passes.base import Pass
-from qcompiler.passes.graph import attributes_of
+from qcompiler.passes.graph import attributes_of, numpy_of
 from qcompiler.passes.rewrite import (
     Rewriter,
     const,
@@ -196,7 +196,7 @@ class _Layout(Rewriter):
         """The channels-last form; constants are transposed now."""
         rank = len(shape_of(value))
         if not isinstance(value, relax.Var):
-            return const(np.transpose(constant_value(value), to_last(rank)))
+            return const(np.transpose(numpy_of(value), to_last(rank)))
         if value not in self.last:
             self.last[value] = self.emit(R.permute_dims(self.plain[value], to_last(rank)), f"{value.name}.nhwc")
         return self.last[value]

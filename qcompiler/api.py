@@ -10,6 +10,7 @@ from qcompiler.artifact import Artifact
 from qcompiler.data import Source
 from qcompiler.pipeline import Options, compile_model, quantise_to_onnx
 from qcompiler.progress import Progress
+from qcompiler.sim.numerics import Rounding
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +24,7 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     calibration: Source | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     observer: str = Options.observer,
-    rounding: str = Options.rounding,
+    rounding: Rounding = Options.rounding,
     passes: str | None = None,
     name: str = Options.name,
     dump_ir: str | Path | None = None,

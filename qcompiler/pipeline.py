@@ -32,7 +32,7 @@ from qcompiler.report.html import render
 from qcompiler.sim import program_text, reference
 from qcompiler.sim.errors import AccuracyGateError, CalibrationError, QCompilerError, did_you_mean
 from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
-from qcompiler.sim.numerics import ROUNDINGS
+from qcompiler.sim.numerics import ROUNDINGS, Rounding
 from qcompiler.targets import Backend, Built, resolve
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Options:
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     observer: str = DEFAULT_OBSERVER
-    rounding: str = "exact_half_up"
+    rounding: Rounding = "exact_half_up"
     passes: str | None = None
     name: str = "model"
     dump_ir: Path | None = None

@@ -136,7 +136,7 @@ def decode(data: bytes, at: int = 0) -> Instruction:
         raise ProgramError(f"unknown opcode {opcode:#04x}")
     layout = kind.layout()
     values = layout.unpack_from(data, at + HEADER.size)
-    for i, f in _enumerated(kind):
+    for i, f in _enumerated(kind):  # type: ignore[arg-type]  # mypy takes a class with fields for unhashable
         enum = f.metadata["enum"]
         if values[i] not in enum._value2member_map_:
             known = ", ".join(m.name for m in enum)
@@ -146,7 +146,7 @@ def decode(data: bytes, at: int = 0) -> Instruction:
         raise ProgramError(f"{kind.mnemonic}: reserved bits are set")
     # A frozen dataclass sets its fields one by one through object.__setattr__; programs have 100,000 instructions.
     ins = object.__new__(kind)
-    ins.__dict__.update(zip(_names(kind), (wait, signal, flags == 1, *values), strict=True))
+    ins.__dict__.update(zip(_names(kind), (wait, signal, flags == 1, *values), strict=True))  # type: ignore[arg-type]
     return ins
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from qcompiler.sim import mapping
 from qcompiler.sim.hardware import ExternalMemory, Machine
@@ -361,7 +362,8 @@ def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
                 Chunk([("image", (1, n * length)), ("table", (n, out))], 0, 0, [] if r.output else [(1, n * out)])
             )
         else:
-            common = {"rows": n, "length": length, "in_address": 0, "in_pitch": 0, "out_address": 0, "out_pitch": 0}
+            addresses = ("in_address", "in_pitch", "out_address", "out_pitch")
+            common: dict[str, Any] = {"rows": n, "length": length, **dict.fromkeys(addresses, 0)}
             rows: Instruction = Softmax(**common, table=0)
             if g.kind == "layer_norm":
                 rows = LayerNorm(**common, gain=0, bias=0, shift=1, epsilon=1)

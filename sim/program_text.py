@@ -198,7 +198,8 @@ def save(program: IntegerProgram) -> bytes:
     text, arrays = _write(program)
     npz = io.BytesIO()
     keys = list(arrays)
-    np.savez(npz, **{f"a{i}": arrays[k] for i, k in enumerate(keys)})
+    members: dict[str, Any] = {f"a{i}": arrays[k] for i, k in enumerate(keys)}
+    np.savez(npz, **members)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for member, data in (

@@ -103,10 +103,10 @@ def _conv2d(op: Conv2d, ins: list[Tensor], out: Tensor, x: Array) -> Array:
     centred = x.astype(np.int16) - np.int16(_zero(ins[0]))
     views = _windows(centred, op.kernel, op.stride, op.dilation, op.padding, 0, out.shape)
     if op.depthwise:
-        acc = np.zeros(out.shape, dtype=np.int32)
+        sums = np.zeros(out.shape, dtype=np.int32)
         for i, j, view in views:
-            acc += view * op.weight[:, i, j, 0].astype(np.int32)
-        return _requantize(acc.astype(np.int64) + op.bias, op.requantize)
+            sums += view * op.weight[:, i, j, 0].astype(np.int32)
+        return _requantize(sums.astype(np.int64) + op.bias, op.requantize)
     rows, o = out.elements // out.shape[3], op.weight.shape[0]
     columns = np.stack([view for _, _, view in views], axis=3)  # [N, OH, OW, KH*KW, C]
     parts = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
 
 from qcompiler.codegen.npu.hazards import Arena, Buffer, Region, Stream
@@ -77,7 +76,7 @@ class Context:
 
     program: IntegerProgram
     machine: Machine
-    places: Dict[str, Place] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     constants: bytearray = field(default_factory=bytearray)
     stream: Stream = field(default_factory=Stream)
     slots: dict[str, Slots] = field(default_factory=dict)

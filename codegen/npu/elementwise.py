@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def binary(context: Context, layer: Layer, m: Mapping) -> None:
             (n, sa, sb, so) for (n, sa, sb), so in zip(loops[1:], strides[1:], strict=True)
         ]
         for (oa, ob, oo), rows, pixels, width in _nest(chunk, context.machine.vector.lanes):
-            common = {
+            common: dict[str, Any] = {
                 "out_h": rows[0], "out_w": pixels[0], "width": width[0],
                 "a_address": pa.address + oa, "a_row_pitch": rows[1], "a_pixel_pitch": pixels[1],
                 "b_address": pb.address + ob, "b_row_pitch": rows[2], "b_pixel_pitch": pixels[2],
@@ -178,7 +179,7 @@ def rows(context: Context, layer: Layer, m: Mapping) -> None:
     parameters = context.load_parameters(context.constant(data), len(data))
 
     def work(source: Place, target: Place, size: int) -> None:
-        common = {
+        common: dict[str, Any] = {
             "rows": size // length, "length": length, "in_address": source.address, "in_pitch": length,
             "out_address": target.address, "out_pitch": length,
         }  # fmt: skip

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Tail:
             self.chunks[first, last] = (self.context.constant(data), len(data))
         return self.context.load_parameters(*self.chunks[first, last])
 
-    def operands(self, chunk: Buffer, first: int, channel: int) -> dict[str, int]:
+    def operands(self, chunk: Buffer, first: int, channel: int) -> dict[str, Any]:
         """Operands of the instruction for the channels from `channel` on; the chunk begins with channel `first`."""
         at = 0 if self.shared else (channel - first) * self.code.record_bytes
         rest = chunk.address + chunk.size - len(self.table) - len(self.add_record)
@@ -151,8 +152,8 @@ def activation_weights(
         buffer = context.weights.take("b", k * columns)
         offset = first * k if transposed else first
         if turn:
-            loops = {"run_bytes": 1, "n2": k, "source_stride2": 1, "target_stride2": columns, "n3": columns,
-                     "source_stride3": k, "target_stride3": 1}  # fmt: skip
+            loops: dict[str, Any] = {"run_bytes": 1, "n2": k, "source_stride2": 1, "target_stride2": columns,
+                                     "n3": columns, "source_stride3": k, "target_stride3": 1}  # fmt: skip
             span = k * columns
         else:
             runs, run = (1, k * columns) if transposed or columns == n else (k, columns)
@@ -266,7 +267,8 @@ class _Lowering:
                 for index, part in enumerate(self.parts):
                     weight = weights[i] if weights else problem.load([group[i]], index)[0]
                     self.multiply(step, staged, conv_group, width, weight, part, accumulators)
-                reads, fields = [accumulators.all(), parameters.all()], {}
+                reads = [accumulators.all(), parameters.all()]
+                fields: dict[str, Any] = {}
                 if operand is not None:
                     address, region = operand.part(step, channel, width)
                     fields = {"add_address": address, "add_row_pitch": operand.row_pitch,
@@ -306,7 +308,7 @@ class _Lowering:
         """One part of one block of one step into its accumulators, the first part overwriting them."""
         context, g, m = self.context, self.g, self.m
         place, row_pitch, (y0, y1, x0, x1) = staged
-        fields = {"kernel_h": part.kernel[0], "kernel_w": part.kernel[1], "run": part.kernel[2]}
+        fields: dict[str, Any] = {"kernel_h": part.kernel[0], "kernel_w": part.kernel[1], "run": part.kernel[2]}
         if m.im2col:
             pixel_pitch, channel, seen = part.kernel[2], 0, (step.y0, step.y1, step.x0, step.x1)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from qcompiler.codegen.npu.context import Context, Place
 from qcompiler.codegen.npu.hazards import Region
@@ -22,7 +23,7 @@ def _copy(context: Context, queue: Queue, source: Place | None, target: Place, b
         for part in split(box, box.bytes // 2):
             _copy(context, queue, source, target, part)
         return
-    fields: dict[str, int] = {}
+    fields: dict[str, Any] = {}
     for i, (n, s, t) in enumerate(loops, start=1):
         fields |= {f"n{i}": n, f"source_stride{i}": s, f"target_stride{i}": t}
     reads: list[Region] = []

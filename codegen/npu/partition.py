@@ -7,6 +7,7 @@ runs float operations that lie wholly before or wholly behind the integer work.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.sim.errors import TargetError
@@ -63,7 +64,7 @@ def partition(program: IntegerProgram, host_fallback: bool = False) -> Partition
     return Partition(*(_part(program, ops) for ops in (before, core, after)))
 
 
-def _refusal(program: IntegerProgram, operations: list[Operation]) -> str:
+def _refusal(program: IntegerProgram, operations: Sequence[Operation]) -> str:
     lines = [f"the accelerator cannot run {len(operations)} operations of {program.name!r}:"]
     for op in operations:
         kind = f"float {op.kind}" if isinstance(op, FloatOp) else type(op).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def _table(layer: Layer) -> bytes:
     return b"".join(op.table.tobytes() for op in layer.operations[1:] if isinstance(op, Table))
 
 
-def _window_fields(g: Geometry, step: Tile) -> tuple[dict[str, int], tuple[int, int, int, int]]:
+def _window_fields(g: Geometry, step: Tile) -> tuple[dict[str, Any], tuple[int, int, int, int]]:
     """Window operands of an instruction on a step, and the part of the image that it sees."""
     part = mapping.input_window(g, step)
     return {
@@ -50,14 +51,14 @@ class _Windows:
         offset = ((tile.n * h + y0) * w + x0) * c
         self.here, self.row_pitch = self.context.stage(self.image, "image", offset, y1 - y0, (x1 - x0) * c, w * c)
 
-    def under(self, part: tuple[int, int, int, int], channel: int, width: int) -> tuple[Place, dict[str, int]]:
+    def under(self, part: tuple[int, int, int, int], channel: int, width: int) -> tuple[Place, dict[str, Any]]:
         c = self.g.image[3]
         offset = (part[0] - self.window[0]) * self.row_pitch + (part[2] - self.window[2]) * c
         place = self.here.at(offset + channel)
         return place, {"address": place.address, "row_pitch": self.row_pitch, "pixel_pitch": c}
 
     def emit(self, kind: type[isa.Depthwise] | type[isa.Pool], step: Tile, out: TilePixels, parameters: Buffer | None,
-             channel: int, width: int, pixels: int, fields: dict[str, int]) -> None:  # fmt: skip
+             channel: int, width: int, pixels: int, fields: dict[str, Any]) -> None:  # fmt: skip
         """One instruction; `pixels` neighbouring output pixels are treated as one."""
         window, part = _window_fields(self.g, step)
         place, source = self.under(part, channel, width)

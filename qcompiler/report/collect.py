@@ -79,7 +79,7 @@ def collect(
 
     kernels: operation name to (kernel, fusion group). about: model, target, options. sizes: bytes of things by name.
     """  # fmt: skip
-    layers = []
+    layers: list[dict[str, Any]] = []
     for op in program.operations:
         out = program.output_tensor(op)
         kernel, group = kernels.get(op.name, ("", ""))
