@@ -30,7 +30,7 @@ def columns(bars: Sequence[Bar], unit: str, title: str) -> Markup:
     """Vertical bars in order, an axis in `unit` at the left; each bar says its text on hover."""
     ticks = _ticks(max(max((b.value for b in bars), default=0.0), 1e-9))
     left, top, height, bottom = 46, 26, 210, 22
-    pitch = max(5.0, min(44.0, 1020 / max(len(bars), 1)))
+    pitch = max(5.0, min(76.0, 1020 / max(len(bars), 1)))
     width = left + pitch * len(bars) + 8
     scale = height / ticks[-1]
     parts = []
