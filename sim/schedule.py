@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.sim.errors import ProgramError
+from qcompiler.sim.hardware import Machine
 from qcompiler.sim.isa.base import Queue, tokens_of
 from qcompiler.sim.program import NpuProgram
 
@@ -55,16 +56,16 @@ def dependencies(program: NpuProgram) -> Dependencies:
     return result
 
 
-def issue_order(program: NpuProgram, prefer: Sequence[Queue] = ()) -> Sequence[int]:
+def issue_order(program: NpuProgram, prefer: Sequence[Queue] = (), machine: Machine | None = None) -> Sequence[int]:
     """An order in which all instructions can issue: program order where legal, else what the queues allow.
 
     prefer: run these queues ahead of the others as far as tokens and dispatch permit, first one first; any order
-    must give the same results, so that a missing token shows. Raises DeadlockError naming the cycle of instructions.
+    must give the same results, so that a missing token shows. machine: whose queues, if not the program's. Raises DeadlockError naming the cycle of instructions.
     """
     deps = dependencies(program)
     if deps.forward and not prefer:
         return range(len(program.instructions))
-    depth = program.machine.control.queue_entries
+    depth = (machine or program.machine).control.queue_entries
     ranks = {queue: prefer.index(queue) if queue in prefer else len(prefer) for queue in Queue}
     by_preference = sorted(Queue, key=lambda q: ranks[q])
     queued: dict[Queue, list[int]] = {q: [] for q in Queue}

@@ -115,7 +115,7 @@ def simulate(program: NpuProgram, machine: Machine | None = None) -> Timeline:
             ins.check(machine)
     waits = dependencies(program).waits
     count = len(program.instructions)
-    order = issue_order(program)
+    order = issue_order(program, machine=machine)
     queues = [int(ins.queue) for ins in program.instructions]
     timings = [ins.timing(machine) for ins in program.instructions]
     fences = [ins.fence for ins in program.instructions]

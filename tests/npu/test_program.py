@@ -257,8 +257,11 @@ def test_a_backward_wait_is_legal_until_the_queue_is_full():
     order = list(issue_order(program_of(*body)))
     assert order.index(12) < order.index(7)
     assert timing.simulate(program_of(*body)).cycles > 0
+    short = edited(EDGE, control__queue_entries=4)
+    with pytest.raises(DeadlockError):
+        timing.simulate(program_of(*body), short)
     with pytest.raises(DeadlockError) as error:
-        timing.simulate(program_of(*body, machine=edited(EDGE, control__queue_entries=4)))
+        timing.simulate(program_of(*body, machine=short))
     assert str(error.value) == (
         "program 'p' deadlocks: instruction 7 (sync, layer 'program') waits for token 9 from instruction 12 (sync, "
         "layer 'program') is not dispatched: the matrix queue is full behind instruction 7 (sync, layer 'program')"
