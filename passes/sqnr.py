@@ -11,8 +11,8 @@ import numpy.typing as npt
 import tvm
 
 from qcompiler.passes.calibrate import FloatExecutor, Samples, check_sample
-from qcompiler.passes.graph import read
-from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.passes.graph import Graph, read
+from qcompiler.sim.integer_program import IntegerProgram, Tensor
 from qcompiler.sim.numerics import dequantize_linear
 from qcompiler.sim.reference import execute
 
@@ -39,32 +39,40 @@ def layer_sqnr(module: tvm.IRModule, program: IntegerProgram, samples: Samples, 
     """SQNR in dB of every tensor of the program that the float module has too, by the program's name for it.
 
     module: the canonical float module that the program was made from. At most `limit` samples are used (the
-    reference interpreter is exact, not fast). Float results come from ONNX Runtime, integer ones from
-    `sim.reference`, dequantised. Raises CalibrationError for samples that do not fit the model.
+    reference interpreter is exact, not fast). Raises CalibrationError for samples that do not fit the model.
     """
     graph = read(module)
     inputs = {name: graph.types[name] for name in graph.inputs}
-    checked = [check_sample(s, i, inputs) for i, s in enumerate(islice(samples, limit))]
+    checked = (check_sample(s, i, inputs) for i, s in enumerate(islice(samples, limit)))
+    return sqnr_of_runs(graph, program, ((s, execute(program, s, keep=True)) for s in checked))
+
+
+def sqnr_of_runs(
+    graph: Graph, program: IntegerProgram, runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]
+) -> dict[str, float]:
+    """As `layer_sqnr`. runs: samples, and for each all tensors as `sim.reference` computes them.
+
+    Float results come from ONNX Runtime; integer ones are dequantised.
+    """
     origin = {n: f for n in program.tensors if (f := float_name(program, n, graph.types)) and f not in graph.constants}
     wanted = list(dict.fromkeys(origin.values()))
     executor = FloatExecutor(graph, [n for n in wanted if graph.types[n].dtype == "float32"], batch=1)
     signal: dict[str, float] = dict.fromkeys(origin, 0.0)
     noise = dict(signal)
-    for sample in checked:
+    for sample, values in runs:
         real = dict(executor.run_canonical([sample]))
-        values = execute(program, sample, keep=True)
         for name, source in origin.items():
             if source not in real or real[source].shape != values[name].shape:
                 continue
             exact = real[source].astype(np.float64)
-            error = exact - _real(program, name, values)
+            error = exact - real_values(values[name], program.tensors[name])
             signal[name] += float(np.sum(exact * exact))
             noise[name] += float(np.sum(error * error))
     return {n: sqnr_db(signal[n], noise[n]) for n in origin if signal[n] > 0.0 and n not in program.inputs}
 
 
-def _real(program: IntegerProgram, name: str, values: Mapping[str, Array]) -> Array:
-    tensor = program.tensors[name]
+def real_values(value: Array, tensor: Tensor) -> Array:
+    """What the tensor stands for: int8 dequantised by its scale and zero point, anything else as it is."""
     if tensor.scale is None or tensor.zero_point is None:
-        return values[name].astype(np.float64)
-    return dequantize_linear(values[name], np.float32(tensor.scale), tensor.zero_point).astype(np.float64)
+        return value.astype(np.float64)
+    return dequantize_linear(value, np.float32(tensor.scale), tensor.zero_point).astype(np.float64)

@@ -1,4 +1,4 @@
-"""How far the integer program is from the float model: SQNR of every tensor, SQNR and agreement of the outputs.
+"""How far a compiled model's outputs are from the float model's: SQNR and agreement (layer by layer: `passes.sqnr`).
 
 SQNR is the signal-to-quantisation-noise ratio ``10 log10(sum f**2 / sum (f - q)**2)`` in dB over all elements and
 samples, f the float model's value and q the integer program's, dequantised.
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from qcompiler.passes.calibrate import FloatExecutor
 from qcompiler.passes.graph import Graph
-from qcompiler.sim.integer_program import Dequantize, IntegerProgram, Quantize, Tensor
-from qcompiler.sim.numerics import dequantize_linear
+from qcompiler.passes.sqnr import real_values, sqnr_db
+from qcompiler.sim.integer_program import IntegerProgram
 
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -37,46 +37,8 @@ class Noise:
 
     @property
     def sqnr_db(self) -> float:
-        """In dB; infinite without noise, minus infinite for noise on a signal that is zero."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
-
-
-def real_values(value: Array, tensor: Tensor) -> Array:
-    """What the tensor stands for: int8 dequantised by its scale and zero point, anything else as it is."""
-    if tensor.scale is None or value.dtype != np.int8:
-        return value
-    return dequantize_linear(value, np.float32(tensor.scale), tensor.zero_point or 0)
-
-
-def per_tensor_sqnr(graph: Graph, program: IntegerProgram, runs: Iterable[tuple[Values, Values]]) -> dict[str, float]:
-    """SQNR in dB of every tensor that stands for one of the float graph.
-
-    runs: samples, and for each all tensors as the reference interpreter computes them.
-    """
-    twins = {name: twin for name, twin in _float_twins(program).items() if twin in graph.types}
-    readers: dict[str, list[str]] = {}
-    for name, twin in twins.items():
-        if graph.types[twin].shape == program.tensors[name].shape:
-            readers.setdefault(twin, []).append(name)
-    model, noise = FloatExecutor(graph, list(readers)), {n: Noise() for names in readers.values() for n in names}
-    for sample, actual in runs:
-        for twin, expected in model.run_canonical([sample]):
-            for name in readers[twin]:
-                noise[name].add(expected, real_values(actual[name], program.tensors[name]))
-    return {name: n.sqnr_db for name, n in noise.items()}
-
-
-def _float_twins(program: IntegerProgram) -> dict[str, str]:
-    """The float tensor that each written tensor stands for: its namesake, or what it was or will be outside int8."""
-    twins = {op.output: op.output for op in program.operations}
-    for op in program.operations:
-        if isinstance(op, Quantize):
-            twins[op.output] = op.inputs[0]
-        elif isinstance(op, Dequantize) and op.inputs[0] in twins:
-            twins[op.inputs[0]] = op.output
-    return twins
+        """In dB, see `passes.sqnr.sqnr_db`."""
+        return sqnr_db(self.signal, self.noise)
 
 
 @dataclass

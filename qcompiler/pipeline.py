@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import qcompiler
-from qcompiler.accuracy import Values, output_accuracy, per_tensor_sqnr, within_budget
+from qcompiler.accuracy import Values, output_accuracy, within_budget
 from qcompiler.artifact import MANIFEST, PROGRAM, Artifact, Manifest, describe_files, is_artifact
 from qcompiler.data import Samples, Source
 from qcompiler.frontend.onnx import import_onnx
@@ -26,6 +26,7 @@ from qcompiler.passes.graph import Graph, read
 from qcompiler.passes.integerize import integerize
 from qcompiler.passes.observers import OBSERVERS
 from qcompiler.passes.quantize import Quantize
+from qcompiler.passes.sqnr import sqnr_of_runs
 from qcompiler.progress import Progress
 from qcompiler.report.collect import Accuracy, collect, to_csv, to_json
 from qcompiler.report.html import render
@@ -52,6 +53,7 @@ class Options:
     requantisation (`sim.numerics.Rounding`). passes: text pipeline that replaces canonicalisation. name: prefix of the
     C symbols. dump_ir: folder for the IR before and after each pass. time_passes, explain: report pass times, and
     rewrites that declined. min_sqnr (dB), min_agreement (0..1): gates on the first output.
+    host_fallback: an accelerator's host runs float operations before and behind the integer work.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Options:
     explain: bool = False
     min_sqnr: float | None = None
     min_agreement: float | None = None
+    host_fallback: bool = False
 
     def __post_init__(self) -> None:
         _one_of("rounding", self.rounding, ROUNDINGS)
@@ -104,7 +107,7 @@ def compile_model(
 
     Raises a QCompilerError for anything the user can mend; AccuracyGateError after the artefact was written.
     """
-    backend, output = resolve(target), Path(output)
+    backend, output = resolve(target, options.host_fallback), Path(output)
     options.canonicalisation()  # a typing error should not wait for the import
     with new_directory(output, is_artifact) as work:
         quantised = quantise_model(model, calibration, options, progress)
@@ -215,7 +218,7 @@ def _measure(
                 _check_equal(program, values, execute(sample))
             yield sample, values
 
-    tensors = per_tensor_sqnr(graph, program, runs())
+    tensors = sqnr_of_runs(graph, program, runs())
     if execute is not None:
         many = within_budget(program, quantised.samples, backend.macs_to_measure, OUTPUT_SAMPLES)
         outputs = output_accuracy(graph, program, execute, many)
