@@ -60,7 +60,8 @@ def issue_order(program: NpuProgram, prefer: Sequence[Queue] = (), machine: Mach
     """An order in which all instructions can issue: program order where legal, else what the queues allow.
 
     prefer: run these queues ahead of the others as far as tokens and dispatch permit, first one first; any order
-    must give the same results, so that a missing token shows. machine: whose queues, if not the program's. Raises DeadlockError naming the cycle of instructions.
+    must give the same results, so that a missing token shows. machine: whose queues, if not the program's.
+    Raises DeadlockError naming the cycle of instructions.
     """
     deps = dependencies(program)
     if deps.forward and not prefer:
