@@ -40,7 +40,7 @@ def _window_loops(
     e: Emitter, shape: Shape, output: Shape, kernel: Pair, stride: Pair, dilation: Pair, padding: Padding,
     task: Expr, body: Any,
 ) -> None:  # fmt: skip
-    """One task is a line of outputs: ``body(out index, column, visit)``, where visit(use) calls use(base) per position."""
+    """One task is a line of outputs: ``body(out index, column, visit)``; visit(use) calls use(base) per position."""
     n, h, w, c = shape
     _, oh, ow, _ = output
     image, line = e.bind(task // oh, "int32", "image"), e.bind(task % oh, "int32", "line")

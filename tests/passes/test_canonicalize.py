@@ -28,7 +28,10 @@ def node(op: str, inputs: str, output: str, **attributes: object) -> onnx.NodePr
 
 
 def test_the_pipeline_has_a_text_form() -> None:
-    text = "canonicalize,recognize,layout,canonicalize,fold_batch_norm,decompose_conv_transpose,fold_batch_norm,canonicalize"
+    text = (
+        "canonicalize,recognize,layout,canonicalize,fold_batch_norm,decompose_conv_transpose,fold_batch_norm,"
+        "canonicalize"
+    )
     assert str(canonical_pipeline()) == text
     assert parse_pipeline(text) == canonical_pipeline()
 
