@@ -155,6 +155,17 @@ def lane_order(isa: VectorInstructionSet, geometry: Geometry, blocks: Blocks) ->
     return np.where(one < 0, -1, one + starts).ravel()
 
 
+def _tiles_per_line(geometry: Geometry, tile: Tile) -> int:
+    return -(-geometry.pixels // tile.pixels)
+
+
+def _sweep_tiles(geometry: Geometry, tile: Tile) -> int:
+    """Tiles of one channel block before the next block begins."""
+    if tile.channels_outer:
+        return geometry.images * _line_groups(geometry, tile) * _tiles_per_line(geometry, tile)
+    return min(tile.chunk, _tiles_per_line(geometry, tile))
+
+
 def contraction(
     isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...] = ()
 ) -> Any:
@@ -222,8 +233,8 @@ class _Writer:
         """All positions of one task for one block of channels."""
         e, g, tile = self.e, self.geometry, self.tile
         chunks, line_groups = _chunks(g, tile), _line_groups(g, tile)
-        position, chunk = _divmod(e, position, chunks)
-        image, line_group = _divmod(e, position, line_groups)
+        line_and_image, chunk = _divmod(e, position, chunks)
+        image, line_group = _divmod(e, line_and_image, line_groups)
         first_vector = group * self.blocks.total_vectors + block * tile.vectors
         weights = group * self.group_weights + block * (g.window_quads * tile.vectors * self.vector_elements)
         lane = first_vector * self.lanes
@@ -236,6 +247,8 @@ class _Writer:
         self.lane = e.bind(lane, "int32", "lane")
         self.scale_lane = e.bind(first_vector * self.lanes, "int32", "scale_lane")
         self.channel = e.bind(group * g.channels + block * (tile.vectors * self.lanes), "int32", "channel")
+        tiles_before = line_and_image * _tiles_per_line(g, tile) + chunk * tile.chunk
+        self.first_tile = tiles_before if tile.channels_outer else constant(0)
         line = line_group * tile.lines
         self.source = e.bind(image_source + line * g.line_stride + group * g.group_stride, "int32", "source")
         # Positions in the output, and in the fused operations' operands, which have no border.
@@ -266,10 +279,12 @@ class _Writer:
         if chunks > 1 and full % tile.chunk:
             count = tirx.min(constant(tile.chunk), full - chunk * tile.chunk)
         with e.loop(count, "tile") as i:
-            self._tile(lines, tile.pixels, (chunk * tile.chunk + i) * tile.pixels)
+            self._tile(lines, tile.pixels, (chunk * tile.chunk + i) * tile.pixels, self.first_tile + i)
         if rest:
             with e.when(chunk == chunks - 1 if chunks > 1 else True):
-                self._tile(lines, rest, constant(full * tile.pixels))
+                self._tile(
+                    lines, rest, constant(full * tile.pixels), self.first_tile + (full - (chunks - 1) * tile.chunk)
+                )
         if any(g.border):
             with e.when(chunk == 0 if chunks > 1 else True):
                 self._border(lines, line)
@@ -297,7 +312,8 @@ class _Writer:
             with e.when(line + lines == g.lines):
                 fill(start + lines * g.bordered_pixels, bottom * g.bordered_pixels)
 
-    def _tile(self, lines: int, pixels: int, pixel: Expr) -> None:
+    def _tile(self, lines: int, pixels: int, pixel: Expr, number: Expr) -> None:
+        """One register tile, starting at the position `pixel` of the line; number: of the tile in the channel block."""
         e, g, vectors = self.e, self.geometry, self.vectors
         source = e.bind(self.source + pixel * g.pixel_stride, "int32", "in")
         target = e.bind(self.target + pixel, "int32", "out")
@@ -308,7 +324,7 @@ class _Writer:
             bias = e.bind(load(self.bias, self.lane + v * self.lanes, self.lanes), self.acc_dtype, "bias")
             for r in range(len(offsets)):
                 acc[r * vectors + v] = bias
-        self._accumulate(acc, [i * g.line_stride + j * g.pixel_stride for i, j in offsets], source)
+        self._accumulate(acc, [i * g.line_stride + j * g.pixel_stride for i, j in offsets], source, number)
         if g.row_bias:
             first = e.bind(tirx.truncdiv(source, constant(g.pixel_stride)), "int32", "line")
             for r in range(len(offsets)):
@@ -318,15 +334,27 @@ class _Writer:
         targets = [target + (i * g.bordered_pixels + j) for i, j in offsets]
         self._finish(acc, targets, [operand + (i * g.pixels + j) for i, j in offsets])
 
-    def _accumulate(self, acc: Registers, offsets: list[int], source: Expr) -> None:
-        """The loop over the window: one quad of every position times one quad of every channel a step."""
+    def _accumulate(self, acc: Registers, offsets: list[int], source: Expr, number: Expr) -> None:
+        """The loop over the window: one quad of every position times one quad of every channel a step.
+
+        Each tile of a channel block prefetches its share of the next block's weights, a little every step: in a
+        network they come from the outer caches or from memory. Behind the last block lies the next layer.
+        """
         e, g, isa, vectors, lanes = self.e, self.geometry, self.isa, self.vectors, self.lanes
         step = vectors * self.vector_elements
+        line = 64 // np.dtype(isa.weight_dtype).itemsize
+        share = -(-step // _sweep_tiles(g, self.tile))
+        # With few tiles the weights stream through, and the hardware's prefetcher keeps up by itself.
+        prefetching = share <= line and not g.weight_copies
+        ahead = e.bind(self.weights + (g.window_quads * step + number * (g.window_quads * share)), "int32", "ahead")
         with e.loop(g.rows[0], "row") as row, e.loop(g.columns[0], "column") as column:
             tap = row * g.columns[0] + column
             at = e.bind(source + row * g.rows[1] + column * g.columns[1], "int32", "tap")
             base = e.bind(self.weights + tap * (g.quads * step), "int32", "base")
+            ahead_base = e.bind(ahead + tap * (g.quads * share), "int32", "ahead")
             with e.loop(g.quads, "quad") as quad:
+                if prefetching:
+                    e.prefetch(self.w, ahead_base + quad * share)
                 weights = []
                 for v in range(vectors):
                     parts = isa.load_weights(self.w, base + quad * step + v * self.vector_elements, lanes)

@@ -137,6 +137,13 @@ class Emitter:
         start = constant(index) if isinstance(index, int) else index
         self.statement(tirx.BufferStore(buffer, value, [tirx.Ramp(start, constant(1), lanes) if lanes > 1 else start]))
 
+    def prefetch(self, buffer: Buffer, index: Expr) -> None:
+        """Ask for the cache line of an element in the second-level cache. The address may lie outside the buffer."""
+        address = tirx.address_of(tirx.BufferLoad(buffer, [index]))
+        read, second_level, data = constant(0), constant(2), constant(1)
+        call = tirx.call_llvm_intrin("void", "llvm.prefetch", address, read, second_level, data)
+        self.statement(tirx.Evaluate(call))
+
     def _close(self) -> Any:
         block = self._blocks.pop()
         if not block:

@@ -20,8 +20,9 @@ STORE_CYCLES = 1.0  # per output position of a tile
 TILE_CYCLES = 12.0  # prologue of a tile: addresses, biases, the first loads
 L1_BYTES = 32 * 1024
 L2_BYTES_PER_CYCLE = 32.0
+L2_STALL_BYTES_PER_CYCLE = 256.0  # what fetching weights from L2 costs beside the dots that hide it (Sapphire Rapids)
 SWEEP_BYTES = 256 * 1024  # a set this small is cheap to sweep again for every block of the other
-TASK_MACS = 1 << 21  # a task of about this size costs its bookkeeping nothing and still splits well
+TASK_MACS = 1 << 19  # about two microseconds: bookkeeping costs nothing, and threads split evenly
 
 
 def _tile_cycles(isa: VectorInstructionSet, positions: int, vectors: int, geometry: Geometry) -> float:
@@ -32,7 +33,7 @@ def _tile_cycles(isa: VectorInstructionSet, positions: int, vectors: int, geomet
     step = max(compute, loads)
     weight_bytes = vectors * isa.weight_registers * isa.vector_bytes
     if weight_bytes * geometry.window_quads > L1_BYTES:
-        step = max(step, weight_bytes / L2_BYTES_PER_CYCLE)
+        step = max(step, weight_bytes / L2_BYTES_PER_CYCLE) + weight_bytes / L2_STALL_BYTES_PER_CYCLE
     return step * geometry.window_quads + EPILOGUE_CYCLES * accumulators + STORE_CYCLES * positions + TILE_CYCLES
 
 
