@@ -98,6 +98,13 @@ def compile(  # noqa: A001
             help="Exit with 3 when the top-1 result agrees with float on a smaller fraction of the samples.",
         ),
     ] = None,
+    host_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--host-fallback",
+            help="For an accelerator: its host runs float operations that lie before or behind all integer work.",
+        ),
+    ] = False,
 ) -> None:  # fmt: skip
     """Compile MODEL into a directory that stands alone: library, C header and report.
 
@@ -114,6 +121,7 @@ def compile(  # noqa: A001
     options = _options(
         shapes=_shapes(shape), observer=observer, rounding=rounding, name=name, passes=passes, dump_ir=dump_ir,
         time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
+        host_fallback=host_fallback,
     )  # fmt: skip
     artifact = compile_model(model, target, calibration, output, options, for_stderr())
     from qcompiler.inspection import print_artifact

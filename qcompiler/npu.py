@@ -25,19 +25,23 @@ EXECUTE_MACS = 200e6
 
 @dataclass(frozen=True)
 class NpuBackend:
-    """One machine. The artefact gets the program, the machine, and what a simulated run of it costs."""
+    """One machine. The artefact gets the program, the machine, and what a simulated run of it costs.
+
+    host_fallback: float operations before or behind all integer work are the host's.
+    """
 
     name: str
     machine: Machine
     architecture: str = ""
     macs_to_measure: float = 1e9
+    host_fallback: bool = False
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.report.npu import render
         from qcompiler.simulate import measure, to_csv
 
         with progress.stage(f"compile for {self.machine.name}"):
-            compiled = compile_npu(program, self.machine)
+            compiled = compile_npu(program, self.machine, self.host_fallback)
         container.save(compiled, directory / PROGRAM_FILE)
         (directory / MACHINE_FILE).write_text(hardware.to_yaml(self.machine), encoding="utf-8")
         with progress.stage("simulate"):
@@ -46,7 +50,7 @@ class NpuBackend:
         (directory / TABLE_FILE).write_text(to_csv(result), encoding="utf-8")
         kernels = {
             op.name: (layer.geometry.kind, layer.name)
-            for layer in workload.extract(partition(program).core)
+            for layer in workload.extract(partition(program, self.host_fallback).core)
             for op in layer.operations
         }
         size = (directory / PROGRAM_FILE).stat().st_size
@@ -59,9 +63,9 @@ class NpuBackend:
         return Executor(program, load_program(artifact)).run
 
 
-def backend(name: str) -> NpuBackend:
+def backend(name: str, host_fallback: bool = False) -> NpuBackend:
     """The backend of a target name with `NPU_PREFIX`. Raises HardwareError for an unknown or wrong machine."""
-    return NpuBackend(name, hardware.load(name[len(NPU_PREFIX) :]))
+    return NpuBackend(name, hardware.load(name[len(NPU_PREFIX) :]), host_fallback=host_fallback)
 
 
 def load_program(artifact: Artifact) -> NpuProgram:

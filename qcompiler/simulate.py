@@ -15,6 +15,7 @@ from rich.table import Table
 
 from qcompiler.sim import energy, timing
 from qcompiler.sim.energy import Quantity
+from qcompiler.sim.errors import ProgramError, TargetError
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.isa.base import COUNTERS
 from qcompiler.sim.program import NpuProgram
@@ -234,7 +235,15 @@ def simulate_artifact(
 
     artifact = open_artifact(directory)
     compiled = load_program(artifact)
-    result = measure(compiled, hardware.load(machine) if machine else None)
+    try:
+        result = measure(compiled, hardware.load(machine) if machine else None)
+    except ProgramError as error:
+        if machine is None:
+            raise
+        raise TargetError(
+            f"{directory} was compiled for {compiled.machine.name!r} and cannot run on {machine!r}, which differs in "
+            f"more than memories and clock ({error}); compile the model for it with --target npu:{machine}"
+        ) from None
     print_result(result)
     if data is not None:
         _run(artifact, Executor(artifact.program(), compiled), data)

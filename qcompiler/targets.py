@@ -75,12 +75,15 @@ def known_targets() -> list[Listed]:
     return cpus + machines
 
 
-def resolve(name: str) -> Backend:
-    """The backend for a target. Raises TargetError with the nearest names for one that does not exist."""
+def resolve(name: str, host_fallback: bool = False) -> Backend:
+    """The backend for a target. Raises TargetError with the nearest names for one that does not exist.
+
+    host_fallback: what an accelerator may leave to its host (`codegen.npu.partition`); CPUs run everything anyway.
+    """
     if name.startswith(NPU_PREFIX):
         from qcompiler.npu import backend
 
-        return backend(name)
+        return backend(name, host_fallback)
     names = [t.name for t in known_targets()]
     if name not in names:
         raise TargetError(
