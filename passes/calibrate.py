@@ -34,6 +34,14 @@ Array = npt.NDArray[Any]
 Samples = Iterable[Mapping[str, npt.ArrayLike]]
 Progress = Callable[[int], None]
 
+# SQNR of the outputs in dB, same calibration and test samples for all (kws, resnet8 and ad are trained models):
+#                    kws  resnet8    ad  residual  mobilenet  transformer  bert
+#   percentile      31.4     20.1  35.6      28.7       36.1         31.7  26.9
+#   min_max         29.2     20.7  35.6      28.3       36.1         31.7  26.7
+#   mse             28.9     20.4  35.4      29.1       36.0         31.6  26.1
+#   moving_average  29.8     20.7  34.8      27.2       36.1         31.6
+#   entropy         25.2     20.1  35.6      28.7       36.2         31.3
+# Percentile is the best or within 0.6 dB of it everywhere, and never falls far behind as entropy and mse do on kws.
 DEFAULT_OBSERVER = "percentile"
 GROUP_BYTES = 1 << 29
 """Observed tensors of one ONNX Runtime session, for one batch, at most (unless a single one is larger)."""
