@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 import pytest
 import tvm
+from tvm import relax
+
 from qcompiler.passes import base
 from qcompiler.passes.base import Pass, PassError, Pipeline, PipelineTextError, explain, parse_pipeline
-from tvm import relax
 
 
 @dataclass(frozen=True)
