@@ -77,6 +77,7 @@ class _Importer:
         self.checker.opset_imports = self.opsets
         self.builder = Builder()
         self.values: dict[str, Value | None] = {}  # None: beyond an unsupported node
+        self.bound: set[str] = set()
         self.problems: list[str] = []
 
     def run(self, shapes: Mapping[str, Sequence[int]]) -> tvm.IRModule:
@@ -249,7 +250,7 @@ class _Importer:
             if not name:
                 continue
             if isinstance(result, relax.Call):
-                result = self.builder.emit(result, name, exact=True)
+                result = self._emit(result, name)
                 check_size(shape_of(result))
             elif isinstance(result, relax.Var) and result in self.builder.calls:
                 result = self._renamed(result, name, proto.output[0])
@@ -263,8 +264,14 @@ class _Importer:
     def _renamed(self, var: relax.Var, name: str, first: str) -> relax.Var:
         """A converter's own last helper takes the tensor's name; a tensor from elsewhere keeps its own."""
         if next(reversed(self.builder.calls)).same_as(var) and str(var.name).startswith(f"{first}."):
-            return self.builder.emit(self.builder.calls.pop(var), name, exact=True)
+            return self._emit(self.builder.calls.pop(var), name)
         return var
+
+    def _emit(self, call: relax.Call, name: str) -> relax.Var:
+        """Bind a tensor of the graph; its name is its own unless another branch of control flow has used it."""
+        exact = name not in self.bound
+        self.bound.add(name)
+        return self.builder.emit(call, name, exact=exact)
 
     def _choose_branch(self, proto: onnx.NodeProto, condition: Value | None, attributes: dict[str, Any]) -> None:
         if not isinstance(condition, np.ndarray):
@@ -273,10 +280,11 @@ class _Importer:
                 "export the model with that condition fixed, or cut the model before it",
             )
         body: onnx.GraphProto = attributes["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
+        outer = dict(self.values)
         self.values.update(onnx_prepare.initializers(body, f"{self.what}, {onnx_prepare.describe(proto)}"))
         self._convert(onnx_prepare.sorted_nodes(body, set(self.values), self.what))
-        for name, inner in zip(proto.output, body.output, strict=True):
-            self.values[name] = self.values[inner.name]
+        results = {name: self.values[inner.name] for name, inner in zip(proto.output, body.output, strict=True)}
+        self.values = {**outer, **results}  # another branch may use the same names inside
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:

@@ -375,6 +375,16 @@ def test_if_with_constant_condition_is_decided(value: bool) -> None:
     check(model(branches("c"), {"x": (1, 4)}, ["y"], {"c": np.array(value), "w": np.float32([1, 2, 3, 4])}))
 
 
+def test_branches_may_share_inner_names() -> None:
+    first, _ = branches("c")
+    second = onnx.NodeProto()
+    second.CopyFrom(first)
+    second.input[0], second.output[0], second.name = "d", "z2", "again"
+    total = helper.make_node("Add", ["z", "z2"], ["y"], name="total")
+    constants = {"c": np.array(True), "d": np.array(True), "w": np.float32([1, 2, 3, 4])}
+    check(model([first, second, total], {"x": (1, 4)}, ["y"], constants))
+
+
 def test_if_on_a_shape_is_decided() -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),
