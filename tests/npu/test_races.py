@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import EDGE, MICRO, machines
+from networks import network
+from random_graphs import random_machine, random_program
 from random_programs import programs
 
+from qcompiler.codegen.npu.lower import compile_npu
 from qcompiler.sim import functional, isa
 from qcompiler.sim.errors import ProgramError
+from qcompiler.sim.hardware import load
 from qcompiler.sim.isa import Queue, Space
 from qcompiler.sim.isa.base import mask
 from qcompiler.sim.isa.post import encode_records
@@ -126,3 +130,21 @@ def test_random_programs_do_race():
 
     sample()
     assert min(seen["race"], seen["none"], seen["differs"]) > 5, seen
+
+
+def test_compiled_programs_have_none():
+    """The compiler derives its tokens from declared regions; the detector looks at every byte."""
+    for seed in range(80):
+        program, _ = random_program(seed)
+        compiled = compile_npu(program, random_machine(seed))
+        assert [describe(compiled, race) for race in find_races(compiled)] == [], seed
+
+
+NETWORKS = [(n, m) for n in ("kws", "resnet8", "vww", "ad") for m in ("edge-16x16", "u55-128-like")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "machine"), [*NETWORKS, ("mobilenet_v2", "edge-16x16")])
+def test_compiled_networks_have_none(name, machine):
+    compiled = compile_npu(network(name)[0], load(machine))
+    assert [describe(compiled, race) for race in find_races(compiled)] == []
