@@ -100,6 +100,10 @@ def _floor_mod(w: Writer, node: Node) -> None:
 INDEX_EMITTERS: dict[str, Callable[[Writer, Node], None]] = {
     "argmax": _arg("ArgMax"),
     "argmin": _arg("ArgMin"),
+    "bitwise_and": _plain("BitwiseAnd"),
+    "bitwise_not": _plain("BitwiseNot"),
+    "bitwise_or": _plain("BitwiseOr"),
+    "bitwise_xor": _plain("BitwiseXor"),
     "cumsum": _cumsum,
     "einsum": _einsum,
     "flip": _flip,

@@ -34,7 +34,8 @@ PROMISED = (
 
 FLOAT_OPERATORS = (
     *PROMISED,
-    "Abs", "Acos", "Acosh", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "Cast",
+    "Abs", "Acos", "Acosh", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization",
+    "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "MeanVarianceNormalization", "Cast",
     "Ceil", "Celu", "Cos", "Cosh", "CumSum", "DepthToSpace", "Dropout", "Einsum", "Elu", "Equal", "Exp", "Floor",
     "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "GroupNormalization", "Hardmax", "Identity",
     "InstanceNormalization", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpPool", "Max", "Mean",

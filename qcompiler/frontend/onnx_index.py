@@ -87,6 +87,11 @@ def one_hot(node: Node) -> Result:
     return R.where(hit, const(np.asarray(on)), const(np.asarray(off)))
 
 
+@converter("TopK")
+def top_k(node: Node) -> Result:
+    raise Unsupported("it sorts, which no target has code for", "cut the model before it and sort in the application")
+
+
 @converter("IsNaN")
 def is_nan(node: Node) -> Result:
     return R.isnan(node.tensor(0))

@@ -19,6 +19,7 @@ from tvm.relax.frontend.onnx import onnx_frontend as tvm_onnx
 
 from qcompiler.frontend.onnx_node import STANDARD_DOMAINS, Node, Result, Unsupported
 from qcompiler.passes.rewrite import const, substitute
+from qcompiler.sim.float_ops import FLOAT_OPS
 
 
 @cache
@@ -75,8 +76,11 @@ def _replay(node: Node, value: relax.Expr, values: dict[relax.Var, relax.Expr]) 
         return relax.Tuple([values[f] if isinstance(f, relax.Var) else f for f in value.fields])
     if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.Op) or "call_tir" in str(value.op.name):
         raise Unsupported("TVM converts it to something else than plain tensor operators")
-    name = str(value.op.name).removeprefix("relax.").replace(".", "_")
+    kind = str(value.op.name).removeprefix("relax.")
+    if kind not in FLOAT_OPS:
+        raise Unsupported(f"it needs the operation {kind}, which no target has code for", "cut the model before it")
+    name = kind.replace(".", "_")
     var = node.emit(substitute(value, lambda v: values[v]), name)
     if not isinstance(var.ty, relax.TensorType) or not isinstance(var.ty.shape, relax.ShapeExpr):
-        raise Unsupported("its result has no static shape")
+        raise Unsupported("the shape of its result depends on the data", "cut the model before it")
     return var
