@@ -32,6 +32,7 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     explain: bool = False,
     min_sqnr: float | None = None,
     min_agreement: float | None = None,
+    host_fallback: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into the directory `output`, which appears whole or not at all.
@@ -44,7 +45,7 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     options = Options(
         shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
         dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
-        min_sqnr=min_sqnr, min_agreement=min_agreement,
+        min_sqnr=min_sqnr, min_agreement=min_agreement, host_fallback=host_fallback,
     )  # fmt: skip
     return compile_model(model, target, calibration, output, options, progress or Progress())
 

@@ -39,11 +39,15 @@ class Model:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.artifact, manifest = artifact, artifact.manifest
-        if manifest.architecture != platform.machine():
-            made_for = manifest.architecture or "the simulated accelerator"
+        if not manifest.architecture:
             raise ArtifactError(
-                f"{artifact.directory} was compiled for {made_for} (target {manifest.target}); this machine is "
-                f"{platform.machine()}. Compile with a target of this machine (`qcompiler targets`) to run it here"
+                f"{artifact.directory} was compiled for {manifest.target}, which is simulated; "
+                f"`qcompiler simulate {artifact.directory} --input DATA` runs it"
+            )
+        if manifest.architecture != platform.machine():
+            raise ArtifactError(
+                f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); this "
+                f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) to run it here"
             )
         self._library, self._prefix = _open_library(artifact.path("model.so")), manifest.name
         self.isa = self._chosen_instruction_set()

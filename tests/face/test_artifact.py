@@ -99,6 +99,14 @@ def test_other_architecture(artefact: Path) -> None:
     )
 
 
+def test_accelerator(artefact: Path) -> None:
+    _edit(artefact, architecture="", target="npu:edge-16x16")
+    assert _message(artefact) == (
+        f"{artefact} was compiled for npu:edge-16x16, which is simulated; "
+        f"`qcompiler simulate {artefact} --input DATA` runs it"
+    )
+
+
 def test_missing_library(artefact: Path) -> None:
     (artefact / "model.so").unlink()
     assert _message(artefact) == (
