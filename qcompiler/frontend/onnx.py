@@ -27,6 +27,7 @@ from qcompiler.frontend import (  # noqa: F401 - importing them registers their 
     onnx_shape,
     onnx_tvm,
 )
+from qcompiler.frontend.onnx_dynamic import without_dynamic_quantisation
 from qcompiler.frontend.onnx_node import CONVERTERS, STANDARD_DOMAINS, Node, Unsupported, Value, check_size
 from qcompiler.passes.base import verify
 from qcompiler.passes.rewrite import Builder, shape_of
@@ -86,7 +87,9 @@ class _Importer:
             raise ModelError(
                 f"{self.what} has no {'outputs' if self.graph.node else 'nodes'}: there is nothing to compile"
             )
-        self.values.update(onnx_prepare.initializers(self.graph, self.what))
+        constants = onnx_prepare.initializers(self.graph, self.what)
+        self.graph = without_dynamic_quantisation(self.graph, constants)
+        self.values.update(constants)
         self._declare_inputs(shapes)
         nodes = onnx_prepare.sorted_nodes(self.graph, set(self.values), self.what)
         self.builder.reserve(name for node in nodes for name in node.output if name)

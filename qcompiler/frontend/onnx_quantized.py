@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.relax import op as R
 
 from qcompiler.frontend.onnx_math import as_type, scalar
-from qcompiler.frontend.onnx_node import CONVERTERS, Array, Node, Result, Unsupported, Value, converter
+from qcompiler.frontend.onnx_node import Array, Node, Result, Unsupported, Value, converter
 from qcompiler.passes.rewrite import const, dtype_of, shape_of
 
 MICROSOFT = "com.microsoft"
@@ -264,10 +264,9 @@ def matmul_integer_to_float(node: Node) -> Result:
 
 @converter("DynamicQuantizeMatMul", domain=MICROSOFT)
 def dynamic_quantize_matmul(node: Node) -> Result:
-    y, scale, zero = dynamic_quantize_linear(node)  # type: ignore[misc]
-    a, zero = node.emit(y, "quantized"), node.emit(zero, "zero_point")
-    inputs = [a, node.value(1), scale, node.value(2), zero, node.inputs[3] if node.has(3) else None,
-              node.inputs[4] if node.has(4) else None]  # fmt: skip
-    return CONVERTERS[MICROSOFT, "MatMulIntegerToFloat"](
-        Node(**{**node.__dict__, "inputs": inputs, "outputs": [f"{node.outputs[0]}.product"]})
-    )
+    """A float product with the weight's real values (see `onnx_dynamic`)."""
+    weight = node.constant(1, "weight").astype(np.float32)
+    if node.has(3):
+        weight = weight - node.constant(3, "zero point").astype(np.float32)
+    product = R.matmul(node.tensor(0), const(weight * node.constant(2, "scale")))
+    return R.add(node.emit(product, "product"), node.tensor(4)) if node.has(4) else product

@@ -138,9 +138,9 @@ def test_a_model_with_dynamic_quantisation(shared: Path, tmp_path: Path) -> None
     source = onnx.load(target)
     assert "MatMulInteger" in {node.op_type for node in source.graph.node}
     module = canonical(source)
+    assert operators(module) == {"matmul": 10, "add": 10, "nn.relu": 9}
     feeds = random_feeds(read(module))
-    # A value at a tie may fall either way, which the next layers see as one step of the input.
-    assert_close(evaluate(module, feeds), run_onnxruntime(source, feeds), 2e-2)
+    assert_close(evaluate(module, feeds), run_onnxruntime(source, feeds), 3e-2)
 
 
 # ---------------------------------------------------------------------------------- versions and names

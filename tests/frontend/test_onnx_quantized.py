@@ -132,7 +132,7 @@ def test_integer_products_are_exact(op: str, x: str, w: str) -> None:
         np.testing.assert_array_equal(evaluate(module, feeds)[0], expected)
 
 
-def test_dynamic_quantisation() -> None:
+def dynamic(weight: np.ndarray, zero: np.ndarray, scale: np.ndarray) -> onnx.ModelProto:
     """What `quantize_dynamic` makes: scales from the input itself."""
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"),
@@ -141,24 +141,46 @@ def test_dynamic_quantisation() -> None:
         helper.make_node("Mul", ["s", "ws"], ["scale"], name="scales"),
         helper.make_node("Mul", ["f", "scale"], ["y"], name="rescale"),
     ]
-    constants = {"w": integers("int8", 5, 4), "wz": np.int8(0), "ws": F(0.01)}
-    source = model(nodes, {"x": (3, 5)}, ["y"], constants)
-    feeds = random_feeds(read(import_onnx(source)))
-    (expected,) = run_onnxruntime(source, feeds)
-    for module in (import_onnx(source), canonical(source)):
-        np.testing.assert_allclose(evaluate(module, feeds)[0], expected, rtol=1e-5, atol=1e-6)
+    return model(nodes, {"x": (3, 5)}, ["y"], {"w": weight, "wz": zero, "ws": scale})
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_dynamic_quantisation_becomes_a_float_product(dtype: str, channels: int) -> None:
+    """With the weights' real values, so that calibration can quantise it statically."""
+    weight, zeros, scale = integers(dtype, 5, 4), integers(dtype, channels), scales(channels)
+    source = dynamic(weight, zeros if channels > 1 else zeros[0], scale if channels > 1 else scale[0])
+    module = canonical(source)
+    assert operators(module) == {"matmul": 1}
+    feeds = random_feeds(read(module))
+    exact = feeds["x"] @ ((weight.astype(np.float32) - zeros) * scale)
+    np.testing.assert_allclose(evaluate(module, feeds)[0], exact, rtol=1e-5, atol=1e-5)
+    (theirs,) = run_onnxruntime(source, feeds)
+    step = np.ptp(np.append(feeds["x"], 0)) / 255
+    bound = step / 2 * np.abs((weight.astype(np.float32) - zeros) * scale).sum(axis=0)
+    assert np.all(np.abs(theirs - exact) <= bound * 1.01 + 1e-5)
+
+
+def test_dynamic_quantisation_that_others_read_stays() -> None:
+    source = dynamic(integers("int8", 5, 4), np.int8(0), F(0.01))
+    source.graph.output.append(helper.make_tensor_value_info("q", TensorProto.UINT8, None))
+    imported = import_onnx(source)
+    feeds = random_feeds(read(imported))
+    for actual, expected in zip(evaluate(imported, feeds), run_onnxruntime(source, feeds), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dynamic_matmul() -> None:
-    weight = integers("int8", 5, 4)
+    weight, bias = integers("int8", 5, 4), RNG.normal(size=4).astype(F)
     source = node(
-        "DynamicQuantizeMatMul", ("float32", (3, 5)), weight, F(0.01), np.int8(0), RNG.normal(size=4).astype(F),
-        output="float32", domain=MICROSOFT,
+        "DynamicQuantizeMatMul", FLOAT, weight, F(0.01), np.int8(3), bias, output="float32", domain=MICROSOFT
     )  # fmt: skip
-    feeds = random_feeds(read(import_onnx(source)))
-    (expected,) = run_onnxruntime(source, feeds)
-    for module in (import_onnx(source), canonical(source)):
-        np.testing.assert_allclose(evaluate(module, feeds)[0], expected, rtol=1e-5, atol=1e-6)
+    module = canonical(source)
+    assert operators(module) == {"matmul": 1, "add": 1}
+    feeds = random_feeds(read(module))
+    exact = feeds["x0"] @ ((weight.astype(F) - 3) * F(0.01)) + bias
+    np.testing.assert_allclose(evaluate(module, feeds)[0], exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run_onnxruntime(source, feeds)[0], exact, atol=0.02 * np.abs(exact).max())
 
 
 def test_an_int32_bias_becomes_a_float_constant() -> None:
