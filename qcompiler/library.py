@@ -47,7 +47,8 @@ class Model:
         if manifest.architecture != platform.machine():
             raise ArtifactError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); this "
-                f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) to run it here"
+                f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) "
+                "to run it here"
             )
         self._library, self._prefix = _open_library(artifact.path("model.so")), manifest.name
         self.isa = self._chosen_instruction_set()
