@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from qcompiler.artifact import Artifact, open_artifact
     from qcompiler.library import Model, load
     from qcompiler.sim.errors import QCompilerError
+    from qcompiler.simulation import simulate
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Model", "QCompilerError", "compile", "load", "open_artifact", "quantize"]
+__all__ = ["Artifact", "Model", "QCompilerError", "compile", "load", "open_artifact", "quantize", "simulate"]
 
 _HOME = {
     "Artifact": "artifact",
@@ -29,6 +30,7 @@ _HOME = {
     "load": "library",
     "open_artifact": "artifact",
     "quantize": "api",
+    "simulate": "simulation",
 }
 
 

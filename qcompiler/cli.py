@@ -248,7 +248,7 @@ def simulate(
       qcompiler simulate out/ --input samples.npz
       qcompiler simulate out/ --trace run.perfetto --report run.html
     """
-    from qcompiler.simulate import simulate_artifact
+    from qcompiler.simulation import simulate_artifact
 
     simulate_artifact(artifact, input, trace, report, machine)
 

@@ -38,7 +38,7 @@ class NpuBackend:
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.report.npu import render
-        from qcompiler.simulate import measure, to_csv
+        from qcompiler.simulation import measure, to_csv
 
         with progress.stage(f"compile for {self.machine.name}"):
             compiled = compile_npu(program, self.machine, self.host_fallback)

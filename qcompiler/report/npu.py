@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from qcompiler.sim.isa.base import QUEUES
 from qcompiler.sim.timing import Timeline
-from qcompiler.simulate import CAUSES, GROUPS, LayerCost, Result, band, totals
+from qcompiler.simulation import CAUSES, GROUPS, LayerCost, Result, band, totals
 
 TIMELINE_BINS = 900
 GROUP_NAMES = {

@@ -21,7 +21,7 @@ from qcompiler.codegen.npu.lower import compile_npu
 from qcompiler.report.npu import render
 from qcompiler.sim import hardware
 from qcompiler.sim.errors import ArtifactError, HardwareError, TargetError
-from qcompiler.simulate import CAUSES, GROUPS, measure, to_csv
+from qcompiler.simulation import CAUSES, GROUPS, measure, to_csv
 
 DEMO = Path(demo.__file__).parent
 EDGE = hardware.load("edge-16x16")
@@ -236,3 +236,10 @@ def test_float_operations_are_refused_or_left_to_the_host(tmp_path: Path) -> Non
     assert command("compile", model, *arguments).exit_code == 0
     done = command("simulate", tmp_path / "out", "--input", data)
     assert "verified          8 samples equal to the reference, bit for bit" in done.stdout
+
+
+def test_the_same_from_python(digits: Path) -> None:
+    result = qcompiler.simulate(digits)
+    assert f"{result.cycles:,}" in command("simulate", digits).stdout
+    ideal = qcompiler.simulate(qcompiler.open_artifact(digits), hardware.ideal_memory(EDGE))
+    assert ideal.cycles < result.cycles

@@ -13,7 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qcompiler.sim import energy, timing
+from qcompiler.artifact import Artifact, open_artifact
+from qcompiler.output import new_file
+from qcompiler.sim import energy, hardware, timing
 from qcompiler.sim.energy import Quantity
 from qcompiler.sim.errors import ProgramError, TargetError
 from qcompiler.sim.hardware import Machine
@@ -224,29 +226,39 @@ def print_result(result: Result) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def simulate(artifact: Artifact | str | Path, machine: Machine | str | Path | None = None) -> Result:
+    """What a compiled artefact costs on its machine, or on `machine`: a description, a preset or a YAML file.
+
+    Raises ArtifactError for an artefact that is damaged or for a CPU, TargetError for a machine that differs in more
+    than memories and clock, HardwareError for one that is wrong.
+    """
+    from qcompiler.npu import load_program
+
+    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    compiled = load_program(opened)
+    if machine is None:
+        return measure(compiled)
+    other = machine if isinstance(machine, Machine) else hardware.load(machine)
+    try:
+        return measure(compiled, other)
+    except ProgramError as error:
+        raise TargetError(
+            f"{opened.directory} was compiled for {compiled.machine.name!r} and cannot run on {other.name!r}, which "
+            f"differs in more than memories and clock ({error}); compile the model for it with --target npu:{machine}"
+        ) from None
+
+
 def simulate_artifact(
     directory: Path, data: Path | None, trace: Path | None, report: Path | None, machine: str | None
-) -> Result:
-    """Simulate an artefact: print the table; optionally run samples, write the trace and the report page."""
-    from qcompiler.artifact import open_artifact
-    from qcompiler.npu import Executor, load_program
-    from qcompiler.output import new_file
-    from qcompiler.sim import hardware
+) -> None:
+    """`qcompiler simulate`: print the table; optionally run samples, write the trace and the report page."""
+    from qcompiler.npu import Executor
 
     artifact = open_artifact(directory)
-    compiled = load_program(artifact)
-    try:
-        result = measure(compiled, hardware.load(machine) if machine else None)
-    except ProgramError as error:
-        if machine is None:
-            raise
-        raise TargetError(
-            f"{directory} was compiled for {compiled.machine.name!r} and cannot run on {machine!r}, which differs in "
-            f"more than memories and clock ({error}); compile the model for it with --target npu:{machine}"
-        ) from None
+    result = simulate(artifact, machine)
     print_result(result)
     if data is not None:
-        _run(artifact, Executor(artifact.program(), compiled), data)
+        _run(artifact, Executor(artifact.program(), result.program), data)
     if trace is not None:
         from qcompiler.sim.trace import to_bytes
 
@@ -259,10 +271,9 @@ def simulate_artifact(
         with new_file(report) as work:
             work.write_text(render(result), encoding="utf-8")
         print(f"report            {report}")
-    return result
 
 
-def _run(artifact: Any, executor: Any, data: Path) -> None:
+def _run(artifact: Artifact, executor: Any, data: Path) -> None:
     """Samples through the functional simulator, each compared with the reference to the last bit."""
     from qcompiler.data import Samples
     from qcompiler.sim import reference
