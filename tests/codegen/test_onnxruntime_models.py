@@ -87,7 +87,8 @@ def compare_operations(program: IntegerProgram, theirs: dict[str, np.ndarray], f
         different += np.count_nonzero(apart)
         values[op.output] = want
     elements = sum(v.size for v in theirs.values())
-    assert compared > 0.9 * elements, "most of what ONNX Runtime quantises is a tensor of the program"
+    # What is missing are the inputs, which have another name behind their transposition.
+    assert compared > 0.8 * elements, "most of what ONNX Runtime quantises is a tensor of the program"
     assert different <= 0.001 * compared, f"{different} of {compared} elements differ"
 
 
