@@ -6,7 +6,7 @@ details of Relax expressions. Constants get names too ("<node>.<argument>"), so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -76,6 +76,15 @@ class Graph:
     def tensor_inputs(self, node: Node) -> list[str]:
         """The node's inputs that are not constants."""
         return [n for n in node.inputs if n not in self.constants]
+
+    def upstream(self, names: Sequence[str]) -> Graph:
+        """The part of the graph that computes `names`, which become its outputs; inputs and constants stay."""
+        needed = set(names)
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        nodes = tuple(n for n in self.nodes if n.name in needed)
+        return Graph(self.inputs, tuple(names), nodes, self.types, self.constants)
 
     def scalar(self, name: str) -> float | None:
         """The value of a constant that holds a single element, or None."""
