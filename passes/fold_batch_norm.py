@@ -60,6 +60,7 @@ class _Fold(Rewriter):
         if not self.only_use(x):
             return self.shared(name, call) if op_name(inner) in MATRIX else call
         scaled = self.scaled(name, x, inner, factor)
+        # The product itself is that call now: it moves to the product's name.
         return call if scaled is None else self.calls.pop(scaled)
 
     def scaled(self, name: str, y: relax.Var, source: relax.Call, factor: Array) -> relax.Var | None:
@@ -71,7 +72,7 @@ class _Fold(Rewriter):
             return self.emit(
                 R.multiply(source.args[0], const(other.astype(np.float64) * factor)), str(y.name), exact=True
             )
-        vector = _per_channel(factor, shape_of(y)[-1])
+        vector = _per_channel(factor, shape_of(y))
         weight = _float_constant(source.args[1])
         if vector is None or weight is None:
             why = "the factor is not per channel" if vector is None else "the weight is not a float constant"
@@ -129,7 +130,7 @@ class _Fold(Rewriter):
         for op in ("add", "multiply"):
             step = self.call_of(x, op)
             value = _float_constant(step.args[1]) if step is not None else None
-            vector = _per_channel(value, channels) if value is not None else None
+            vector = _per_channel(value, shape_of(x)) if value is not None else None
             # The tensor may not be larger than its operand: a broadcast is work of its own.
             if step is None or vector is None or shape_of(step.args[0]) != shape_of(x) or not self.only_use(x):
                 continue
@@ -146,13 +147,12 @@ def _float_constant(expr: relax.Expr) -> Array | None:
     return value if value is not None and value.dtype == np.float32 else None
 
 
-def _per_channel(value: Array, channels: int) -> Array | None:
-    """A constant that varies along the last axis only, as a float64 vector."""
-    if value.size == 1:
-        return np.full(channels, float(value.reshape(())))
-    if value.shape[-1:] == (channels,) and value.size == channels:
-        return value.reshape(-1).astype(np.float64)
-    return None
+def _per_channel(value: Array, shape: tuple[int, ...]) -> Array | None:
+    """A constant operand of a tensor of this shape that varies along the last axis only, as a float64 vector."""
+    varies = value.size != 1 and (value.shape[-1:] != shape[-1:] or value.size != shape[-1])
+    if varies or value.ndim > len(shape):
+        return None
+    return np.broadcast_to(value.reshape(-1).astype(np.float64), shape[-1:])
 
 
 def _combine(a: Array, b: Array) -> bool:

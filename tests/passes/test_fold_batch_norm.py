@@ -148,6 +148,20 @@ def test_declines_a_tensor_that_others_read() -> None:
     ]
 
 
+def test_declines_a_factor_that_adds_axes() -> None:
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], name="layer")
+    nodes, constants, last = steps("y", ("Mul", random(1, 1, O)))
+    source = model([node, *nodes], {"x": (3, I)}, [last], {"w": random(I, O), **constants})
+    assert operators(check(source)) == {"matmul": 1, "multiply": 1}
+
+
+def test_declines_a_factor_along_another_axis() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    nodes, constants, last = steps("y", ("Mul", random(O, 1)))
+    source = model([node, *nodes], {"x": (O, I)}, [last], {"w": random(I, O), **constants})
+    assert operators(check(source)) == {"matmul": 1, "multiply": 1}
+
+
 def test_shown_as_text() -> None:
     """The IR before and after, as the dump shows it."""
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
