@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, intrinsic, load, splat
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, constant, intrinsic, load, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.sim import numerics
 from qcompiler.sim.integer_program import Conv2d, Dense, Requantize, Tensor
@@ -52,7 +52,6 @@ class Rescale:
     """How to requantise: hashable, a template parameter. bounded: no scaled accumulator leaves +-2**30."""
 
     method: Method
-    zero_point: int
     minimum: int
     maximum: int
     bounded: bool
@@ -74,7 +73,7 @@ def rescale_of(r: Requantize, bound: Array, isa: VectorInstructionSet | None = N
         method = "nearest"
     else:
         method = "fma"
-    return Rescale(method, r.zero_point, r.minimum, r.maximum, scaled < 2.0**30)
+    return Rescale(method, r.minimum, r.maximum, scaled < 2.0**30)
 
 
 def ties_exist(scale: Array, bound: Array) -> bool:
@@ -98,7 +97,14 @@ def reachable_bound(op: Conv2d | Dense, x: Tensor) -> npt.NDArray[np.int64]:
 
 
 def rescale_constants(r: Requantize, rescale: Rescale, channels: int, gather: Array) -> tuple[Array, ...]:
-    """Per-channel vectors in kernel order. gather: int64 [padded], the channel of each lane, or -1 for none."""
+    """Per-channel vectors in kernel order, then the zero point, int32 [1]: layers that differ in it share their code.
+
+    gather: int64 [padded], the channel of each lane, or -1 for none.
+    """
+    return (*_scale_constants(r, rescale, channels, gather), np.array([r.zero_point], dtype=np.int32))
+
+
+def _scale_constants(r: Requantize, rescale: Rescale, channels: int, gather: Array) -> tuple[Array, ...]:
     scale = np.broadcast_to(r.scale, (channels,))
     scale = np.where(gather < 0, r.scale.dtype.type(1.0), scale[np.maximum(gather, 0)])
     if rescale.method in ("fma", "nearest", "f32_half_even"):
@@ -115,7 +121,7 @@ def rescale_constants(r: Requantize, rescale: Rescale, channels: int, gather: Ar
 
 
 class Requantizer:
-    """Emits the code. Buffers: the per-channel constants as parameters of the kernel, in `CONSTANT_DTYPES` order."""
+    """Emits the code. Its buffers are parameters of the kernel: those that `rescale_constants` fills, in that order."""
 
     def __init__(self, isa: VectorInstructionSet, rescale: Rescale, emitter: Emitter, channels: int) -> None:
         self._isa, self._rescale, self._emitter = isa, rescale, emitter
@@ -123,6 +129,8 @@ class Requantizer:
         self._buffers: list[tuple[Buffer, str]] = [
             (emitter.buffer(f"scale{i}", channels, dtype), dtype) for i, dtype in enumerate(dtypes)
         ]
+        zero_point = emitter.buffer("zero_point", 1, "int32")
+        self._offset = emitter.bind(load(zero_point, 0, 1) + isa.storage_offset, "int32", "offset")
 
     def constants(self, channel: Expr, lanes: int) -> tuple[Expr, ...]:
         """The constants of `lanes` channels from `channel` on."""
@@ -136,13 +144,14 @@ class Requantizer:
 
     def apply(self, acc: Expr, constants: tuple[Expr, ...], lanes: int) -> Expr:
         """int32 accumulators to int32 ``q + storage offset``, not yet clamped to a byte."""
-        method, offset = self._rescale.method, self._rescale.zero_point + self._isa.storage_offset
+        method, offset = self._rescale.method, self._offset
         if method == "fma":
             value = cast(acc, f"float32x{lanes}")
-            return self._isa.floor_fma_int(value, constants[0], offset + 0.5, lanes, self._rescale.bounded)
+            addend = cast(offset, "float32") + constant(0.5, "float32")
+            return self._isa.floor_fma_int(value, constants[0], addend, lanes, self._rescale.bounded)
         if method == "nearest":
             dtype = f"float32x{lanes}"
-            addend = splat(float(NEAREST_MAGIC + offset), "float32", lanes)
+            addend = splat(cast(offset + NEAREST_MAGIC, "float32"), "float32", lanes)
             rounded = intrinsic("llvm.fma", dtype, cast(acc, dtype), constants[0], addend)
             magic = int(np.float32(NEAREST_MAGIC).view(np.int32))
             return bits(rounded, f"int32x{lanes}") - splat(magic, "int32", lanes)

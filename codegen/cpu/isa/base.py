@@ -65,10 +65,10 @@ class VectorInstructionSet(InstructionSet):
         raise NotImplementedError  # pragma: no cover - abstract
 
     # ------------------------------------------------------------------------------------- requantise
-    def floor_fma(self, acc: Expr, scale: Expr, addend: float, lanes: int) -> Expr:
+    def floor_fma(self, acc: Expr, scale: Expr, addend: Expr, lanes: int) -> Expr:
         """``floor(acc * scale + addend)`` as float32, exact for |acc| <= 2**24 wherever the result is below 2**22.
 
-        acc: float32 integers; addend: a multiple of 1/2 below 2**20. Rounding to nearest can carry the sum up to
+        acc: float32 integers; addend: a float32 scalar, a multiple of 1/2 below 2**20. Rounding to nearest can carry the sum up to
         an integer that the exact value stays below. A second FMA computes the exact value's distance from the
         candidate: one rounding of a number cannot change its sign, so a negative distance means one too many.
         """
@@ -80,7 +80,7 @@ class VectorInstructionSet(InstructionSet):
         zero = splat(0.0, "float32", lanes)
         return candidate - tirx.Select(distance < zero, one, zero)
 
-    def floor_fma_int(self, acc: Expr, scale: Expr, addend: float, lanes: int, bounded: bool) -> Expr:
+    def floor_fma_int(self, acc: Expr, scale: Expr, addend: Expr, lanes: int, bounded: bool) -> Expr:
         """`floor_fma` as int32. bounded: no result leaves int32; otherwise it is clamped to +-2**20 first."""
         value = self.floor_fma(acc, scale, addend, lanes)
         if not bounded:

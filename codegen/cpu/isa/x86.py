@@ -160,7 +160,7 @@ class Vnni(X86):
 class Avx512Vnni(Vnni):
     """512-bit vectors and rounding towards minus infinity inside the instruction."""
 
-    def floor_fma_int(self, acc: Expr, scale: Expr, addend: float, lanes: int, bounded: bool) -> Expr:
+    def floor_fma_int(self, acc: Expr, scale: Expr, addend: Expr, lanes: int, bounded: bool) -> Expr:
         """One FMA and one conversion, both rounded down.
 
         Rounding down never crosses an integer: with y = round_down(x), floor(y) <= floor(x) because y <= x, and
