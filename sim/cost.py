@@ -31,8 +31,8 @@ class Work:
     """Cycles of each unit and bytes of each external memory for one layer (whole bursts).
 
     first_load, first_fetch: of `load` and `fetch`, what comes before anything can start; last_store, last_vector: what
-    follows when the others are done. steps: instructions of the array or
-    the lanes; tiles: how often the double buffers change hands.
+    follows when the others are done. steps: instructions of the array or the lanes; tiles: how often the double buffers
+    change hands.
     """
 
     matrix: int = 0
@@ -96,6 +96,7 @@ def read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, 
 
 
 def write(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """As `read`, for the write channel."""
     cycles = total = 0
     for count, size in runs:
         moved = count * memory.burst(size)

@@ -44,8 +44,6 @@ from qcompiler.sim.isa.post import ADD_RECORD_BYTES, RoundingCode
 from qcompiler.sim.moves import Box, boxes
 from qcompiler.sim.reference import pool_counts
 
-KINDS = ("conv", "depthwise", "matmul", "pool", "elementwise", "table", "move", "softmax", "layer_norm", "resize",
-         "embedding")  # fmt: skip
 MATRIX_KINDS = ("conv", "matmul")
 MAX_WINDOW = 255  # taps of a window along an axis
 

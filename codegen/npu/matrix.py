@@ -24,9 +24,7 @@ from qcompiler.sim.integer_program import Add, Conv2d, Dense, MatMul, Requantize
 from qcompiler.sim.isa import Queue, Space
 from qcompiler.sim.isa.post import (
     ADD_FLAG,
-    ADD_RECORD_BYTES,
     SHARED_FLAG,
-    TABLE_BYTES,
     TABLE_FLAG,
     RoundingCode,
     encode_add_record,
@@ -69,7 +67,6 @@ class Tail:
         self.context, self.requantize, self.bias = context, requantize, bias
         self.code = RoundingCode[requantize.rounding]
         self.shared = isinstance(layer.operations[0], MatMul)
-        self.add: Add | None = None
         self.table = b""
         value = layer.operations[0].output
         self.add_record = b""
@@ -77,7 +74,6 @@ class Tail:
             if isinstance(op, Table):
                 self.table = op.table.tobytes()
             elif isinstance(op, Add):
-                self.add = op
                 a, b = op.multiplier_a, op.multiplier_b
                 a, b = (a, b) if op.inputs[0] == value else (b, a)
                 self.add_record = encode_add_record(a, b, op.bias, op.shift, op.minimum, op.maximum)
@@ -105,13 +101,6 @@ class Tail:
             "maximum": r.maximum, "post": post, "add_params": rest if self.add_record else 0,
             "table": rest + len(self.add_record) if self.table else 0,
         }  # fmt: skip
-
-
-def parameter_chunk_bytes(layer: Layer, channels: int) -> int:
-    """Bytes of the parameter memory that a group of `channels` channels of a matrix layer needs."""
-    requantize = layer.operations[0].requantize  # type: ignore[attr-defined]
-    tail = sum(ADD_RECORD_BYTES if isinstance(op, Add) else TABLE_BYTES for op in layer.operations[1:])
-    return channels * RoundingCode[requantize.rounding].record_bytes + tail
 
 
 def constant_weights(
