@@ -1,8 +1,9 @@
 """Offsets of buffers in one static arena, so that buffers alive at the same time do not overlap.
 
 The problem (dynamic storage allocation with known lifetimes) is NP-hard. Placing one buffer after the other, each at
-the lowest offset where it fits beside those already placed, is within a few per cent of the lower bound once the order
-is good; so a few orders are tried, and then the order is improved: a buffer that ends at the peak moves to the front.
+the bottom or the top of a gap beside those already placed, is within a few per cent of the lower bound once the order
+is good; so a few orders are tried, and then the best is improved: a buffer that ends at the peak moves forward, another
+changes its side.
 Deterministic. Source of the greedy step: Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
 Inference", 2020 (greedy by size).
 """
@@ -10,7 +11,7 @@ Inference", 2020 (greedy by size).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 ALIGNMENT = 64
@@ -51,8 +52,10 @@ def plan_memory(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> Memory
         sorted(rounded, key=lambda b: (b.first, -b.size)),
         _by_breadth(rounded),
     ]
-    plans = [(order, *_place(order)) for order in orders]
-    order, offsets, size = min(plans, key=lambda plan: plan[2])
+    # In a chain of layers neighbours lie at opposite ends of the arena, whatever their sizes.
+    sides = [frozenset(), frozenset(b.name for b in rounded if b.first % 2)]
+    plans = [(order, top, *_place(order, top, bound)) for order in orders for top in sides]
+    order, top, offsets, size = min(plans, key=lambda plan: plan[3])
     chance = random.Random(0)
     rounds = min(IMPROVEMENT_ROUNDS, IMPROVEMENT_WORK // max(1, len(order)) ** 2)
     for _ in range(rounds if size > bound else 0):
@@ -61,9 +64,10 @@ def plan_memory(buffers: Sequence[Buffer], alignment: int = ALIGNMENT) -> Memory
         at = order.index(moved)
         trial = order[:at] + order[at + 1 :]
         trial.insert(chance.randrange(at) if at else chance.randrange(len(order)), moved)
-        placed, total = _place(trial)
+        turned = top ^ {chance.choice(order).name} if chance.random() < 0.5 else top
+        placed, total = _place(trial, turned, bound)
         if total <= size:  # equal plans are taken too: they lead across plateaus
-            order, offsets, size = trial, placed, total
+            order, top, offsets, size = trial, turned, placed, total
         if size == bound:
             break
     return MemoryPlan(offsets, size, bound)
@@ -93,8 +97,11 @@ def _by_breadth(buffers: Sequence[Buffer]) -> list[Buffer]:
     return sorted(buffers, key=lambda b: (*rank[b.name], b.first))
 
 
-def _place(order: Sequence[Buffer]) -> tuple[dict[str, int], int]:
-    """Each buffer at the best-fitting gap among those that are alive with it, or above them."""
+def _place(order: Sequence[Buffer], top: Set[str], ceiling: int) -> tuple[dict[str, int], int]:
+    """Each buffer into a gap among those that are alive with it, or above them.
+
+    The gap is the tightest; for the buffers in `top`, the highest one below `ceiling`, of which they take the end.
+    """
     offsets: dict[str, int] = {}
     placed: list[Buffer] = []
     total = 0
@@ -105,12 +112,17 @@ def _place(order: Sequence[Buffer]) -> tuple[dict[str, int], int]:
         occupied = sorted(
             (offsets[p.name], offsets[p.name] + p.size) for p in placed if p.first <= b.last and b.first <= p.last
         )
-        best, gap, end = None, None, 0
+        gaps, end = [], 0
         for low, high in occupied:
-            if low - end >= b.size and (gap is None or low - end < gap):
-                best, gap = end, low - end
+            if low - end >= b.size:
+                gaps.append((end, low))
             end = max(end, high)
-        offsets[b.name] = end if best is None else best
+        if b.name in top and (
+            below := [min(high, ceiling) for low, high in [*gaps, (end, ceiling)] if min(high, ceiling) - low >= b.size]
+        ):
+            offsets[b.name] = max(below) - b.size
+        else:
+            offsets[b.name] = min(gaps, key=lambda gap: gap[1] - gap[0])[0] if gaps else end
         placed.append(b)
         total = max(total, offsets[b.name] + b.size)
     return offsets, total

@@ -46,6 +46,13 @@ def test_chain_reaches_the_lower_bound() -> None:
     assert plan.size == plan.lower_bound == 2048 + 16384
 
 
+def test_a_chain_of_odd_sizes_lies_at_opposite_ends() -> None:
+    """What MobileNet's padded copies look like: filling from the bottom alone wastes a sixth here."""
+    sizes = [27648, 28812, 20000, 18432, 40000, 9216, 21632, 18432]
+    plan = plan_memory([Buffer(f"b{i}", size, i, i + 1) for i, size in enumerate(sizes)])
+    assert plan.size == plan.lower_bound == 18432 + 40000
+
+
 def test_residual_networks_stay_within_five_per_cent() -> None:
     chance = random.Random(1)
     for _ in range(20):
