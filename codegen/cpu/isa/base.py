@@ -68,9 +68,9 @@ class VectorInstructionSet(InstructionSet):
     def floor_fma(self, acc: Expr, scale: Expr, addend: Expr, lanes: int) -> Expr:
         """``floor(acc * scale + addend)`` as float32, exact for |acc| <= 2**24 wherever the result is below 2**22.
 
-        acc: float32 integers; addend: a float32 scalar, a multiple of 1/2 below 2**20. Rounding to nearest can carry the sum up to
-        an integer that the exact value stays below. A second FMA computes the exact value's distance from the
-        candidate: one rounding of a number cannot change its sign, so a negative distance means one too many.
+        acc: float32 integers; addend: a float32 scalar, a multiple of 1/2 below 2**20. Rounding to nearest can carry
+        the sum up to an integer that the exact value stays below. A second FMA computes the exact value's distance
+        from the candidate: one rounding of a number cannot change its sign, so a negative distance means one too many.
         """
         dtype = f"float32x{lanes}"
         half = splat(addend, "float32", lanes)
