@@ -7,7 +7,7 @@ object needs nothing of TVM: the C prototype is ``int32_t symbol(void *buffer...
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,8 @@ def _object(module: Any) -> bytes:
         os.close(handle)
 
 
-def compile_kernels(
-    kernels: Mapping[str, Kernel],
-    isa: InstructionSet,
-    directory: Path,
-    progress: Callable[[str], None] | None = None,
-) -> list[Path]:
-    """Schedule and compile each kernel into ``directory/<symbol>.o``. Returns the files in the order given.
+def compile_kernels(kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> Iterator[Path]:
+    """Schedule and compile each kernel into ``directory/<symbol>.o``; yields the files in the order given.
 
     kernels: symbol to kernel, one of each key. Runs on as many threads as the process may use: LLVM works
     outside the interpreter lock.
@@ -126,9 +121,7 @@ def compile_kernels(
         symbol, kernel = item
         path = directory / f"{symbol}.o"
         path.write_bytes(_object(compile_function(kernel.template(isa, **kernel.parameters), symbol, isa)))
-        if progress is not None:
-            progress(kernel.name)
         return path
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(one, kernels.items()))
+        yield from pool.map(one, kernels.items())

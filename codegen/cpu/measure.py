@@ -44,7 +44,7 @@ class LoadedSteps:
             kernels.setdefault(step.kernel.key, (f"kernel_{len(kernels)}", step.kernel))
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            objects = compile_kernels(dict(kernels.values()), isa, Path(folder))
+            objects = list(compile_kernels(dict(kernels.values()), isa, Path(folder)))
             self.compile_seconds = time.perf_counter() - started
             library = Path(folder) / "kernels.so"
             subprocess.run(["cc", "-shared", "-o", str(library), *map(str, objects)], check=True)
@@ -62,6 +62,10 @@ class LoadedSteps:
             self._keep += arrays
             pointers = [ctypes.c_void_p(a.ctypes.data) for a in arrays]
             self._calls.append((loaded[kernels[step.kernel.key][0]], pointers, step.kernel.tasks))
+
+    def write(self, name: str, value: Array) -> None:
+        """Replace the stored value of an input by another of the same size."""
+        self._memory[name][: value.nbytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
     def run(self, splits: int = 1) -> Array:
         """The stored bytes of the last step's output. splits: task ranges that each step's tasks are called in."""
