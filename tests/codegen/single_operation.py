@@ -59,13 +59,17 @@ def assert_exact(program: IntegerProgram, lower, isa, seed: int = 0, splits: int
     rng = np.random.default_rng(seed)
     group = Group(program.operations, program.tensors)
     steps = lower(group, isa)
+    loaded = None
     for extreme in (False, True):
-        values = {
-            n: (rng.choice(np.array([-128, 127]), program.tensors[n].shape) if extreme
-                else rng.integers(-128, 128, program.tensors[n].shape)).astype(np.int8)
-            for n in program.inputs
-        }  # fmt: skip
-        loaded = LoadedSteps(steps, isa, {n: stored(v, isa.storage) for n, v in values.items()})
+        values = {}
+        for name in program.inputs:
+            shape = program.tensors[name].shape
+            drawn = rng.choice(np.array([-128, 127]), shape) if extreme else rng.integers(-128, 128, shape)
+            values[name] = drawn.astype(np.int8)
+        inputs = {n: stored(v, isa.storage) for n, v in values.items()}
+        loaded = loaded or LoadedSteps(steps, isa, inputs)
+        for name, value in inputs.items():
+            loaded.write(name, value)
         expected = stored(execute(program, values)[program.outputs[0]], isa.storage).reshape(-1)
         for parts in (1, splits):
             actual = loaded.run(parts)
