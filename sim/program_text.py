@@ -112,6 +112,12 @@ def _evaluate(node: ast.expr, arrays: Mapping[str, Array], where: str) -> Any:
         raise ProgramError(f"{where}: unknown value {node.func.id!r}")
     if isinstance(node, ast.Tuple):
         return tuple(_evaluate(e, arrays, where) for e in node.elts)
+    if isinstance(node, ast.List):
+        return [_evaluate(e, arrays, where) for e in node.elts]
+    if isinstance(node, ast.Name) and node.id in ("inf", "nan"):  # as repr prints them
+        return float(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluate(node.operand, arrays, where)
     if isinstance(node, ast.Dict):
         return {
             _evaluate(k, arrays, where): _evaluate(v, arrays, where)

@@ -108,3 +108,17 @@ def test_every_flipped_byte_is_refused_or_harmless() -> None:
             assert program_text.digest(program_text.load(bytes(broken))) == want
         except ProgramError:
             pass
+
+
+def test_infinite_and_missing_numbers_are_parsed_back() -> None:
+    """A clip that is open on one side, a mask of minus infinity."""
+    tensors = {n: Tensor(n, (3,), "float32") for n in ("x", "mask", "masked", "y")}
+    mask = np.array([0.0, -np.inf, np.nan], np.float32)
+    operations = (
+        FloatOp("masked", ("x", "mask"), "masked", kind="add", shape=(3,)),
+        FloatOp("y", ("masked",), "y", kind="clip", shape=(3,), attributes={"min": -float("inf"), "max": float("inf")}),
+    )
+    program = check(IntegerProgram("open", ("x",), ("y",), tensors, operations, {"mask": mask}))
+    again = program_text.load(program_text.save(program))
+    assert program_text.print_program(again) == program_text.print_program(program)
+    np.testing.assert_array_equal(again.constants["mask"], mask)
