@@ -76,7 +76,7 @@ def elementwise_cases(b: ProgramBuilder) -> list[Tensor]:
 
 def pool_cases(b: ProgramBuilder) -> list[Tensor]:
     outs = []
-    for channels in (1, 5, 64, 100):
+    for channels in (5, 72):
         x = b.input((2, 9, 8, channels))
         outs.append(b.max_pool(x, (3, 3), (2, 2), padding=(1, 1, 1, 1)))
         outs.append(b.max_pool(x, (2, 3), (1, 2), dilation=(2, 1)))

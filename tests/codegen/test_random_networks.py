@@ -70,7 +70,7 @@ def random_network(seed: int, length: int = 30) -> IntegerProgram:
     return b.program(list(dict.fromkeys(outputs)))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_network(seed: int, build_library: Callable[..., Library]) -> None:
     program = random_network(seed)
     values = ProgramBuilder(seed + 1000).random_inputs(program)
