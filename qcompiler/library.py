@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from qcompiler.artifact import Artifact, open_artifact
 from qcompiler.data import fit
+from qcompiler.emulation import emulates
 from qcompiler.sim.errors import ArtifactError, TargetError
 from qcompiler.sim.integer_program import Tensor
 
@@ -45,10 +46,11 @@ class Model:
                 f"`qcompiler simulate {artifact.directory} --input DATA` runs it"
             )
         if manifest.architecture != platform.machine():
+            emulated = f", or emulate it: `qcompiler run {artifact.directory} --input DATA`"
             raise ArtifactError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); this "
                 f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) "
-                "to run it here"
+                f"to run it here{emulated if emulates(manifest.architecture) else ''}"
             )
         self._library, self._prefix = _open_library(artifact.path("model.so")), manifest.name
         self.isa = self._chosen_instruction_set()

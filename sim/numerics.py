@@ -123,7 +123,8 @@ def requantize(
 
 def quantize_linear(x: Array, scale: np.float32, zero_point: int) -> npt.NDArray[np.int8]:
     """ONNX QuantizeLinear in float32: ``saturate(round_half_even(x / scale) + zero_point)``; NaN becomes -128."""
-    q = np.rint(np.asarray(x, dtype=np.float32) / np.float32(scale)).astype(np.float32) + np.float32(zero_point)
+    with np.errstate(over="ignore"):  # beyond float32 is beyond int8: infinity saturates like any large value
+        q = np.rint(np.asarray(x, dtype=np.float32) / np.float32(scale)).astype(np.float32) + np.float32(zero_point)
     q = np.where(np.isnan(q), np.float32(INT8_MIN), q)
     return np.clip(q, INT8_MIN, INT8_MAX).astype(np.int8)
 
@@ -236,7 +237,7 @@ def softmax(x: Array, table: Array, fraction_bits: int = SOFTMAX_MIN_BITS) -> np
     With e = table[max - x] (15 fractional bits) and S = sum(e) < 2**31 of n = bit_length(S) bits:
     ``r = floor(2**(n+15) / S)`` (2**15 < r <= 2**16), ``p = e*r`` (at most 2**31), the shift
     ``s = n + 15 - fraction_bits`` and ``q = min((p + 2**(s-1)) >> s, 255) - 128``. The last axis holds at most
-    2**16 - 1 elements. Where s > 31 the quotient is below one half for every e, so that a 32-bit shifter may return 0.
+    2**16 - 1 elements. At s = 32 the quotient rounds to one only for p = 2**31; beyond, it is zero for every e.
     """
     distance = x.max(axis=-1, keepdims=True).astype(np.int64) - x.astype(np.int64)
     e = np.asarray(table, dtype=np.int64)[distance]

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from single_operation import supported
 
 from qcompiler.codegen import aot
-from qcompiler.codegen.cpu.target import CpuTarget, cpu_target, host_cpu_flags
+from qcompiler.codegen.cpu.target import CpuTarget, cpu_target
 from qcompiler.sim.integer_program import IntegerProgram
 
 Array = Any
@@ -68,16 +69,8 @@ def _misaligned(array: Array) -> Array:
     return view
 
 
-def runnable_levels() -> list[str]:
-    """Levels that this CPU executes. AVX-VNNI is tried wherever AVX-512 VNNI is there: hypervisors hide its flag."""
-    flags = host_cpu_flags()
-    levels = [level.name for level in cpu_target("x86").levels if flags >= set(level.cpu_flags)]
-    if "avx512-vnni" in levels and "avx-vnni" not in levels:
-        levels.insert(1, "avx-vnni")
-    return levels
-
-
-LEVELS = runnable_levels()
+LEVELS = [level.name for level in cpu_target("x86").levels if supported(level)]
+"""Levels that this CPU executes, best first."""
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import LEVELS
 from onnx import numpy_helper
 
-from qcompiler.codegen.cpu.target import cpu_target, runs_here
 from qcompiler.frontend.onnx import import_onnx
 from qcompiler.passes.calibrate import calibrate
 from qcompiler.passes.canonical import canonical_pipeline
@@ -85,9 +85,7 @@ def test_every_level_equals_the_reference(name: str, weights: str, build_library
     want = reference.execute(program, sample)
     if weights == "random":
         assert all(len(np.unique(v)) > 5 for v in want.values()), "the outputs should say something"
-    for target in ("x86:avx512-vnni", "x86:avx-vnni", "x86:avx2"):
-        if not runs_here(cpu_target(target).levels[0]):
-            continue
-        got = build_library(program, target).run(sample)
+    for isa in LEVELS:
+        got = build_library(program, f"x86:{isa}", isa).run(sample)
         for output, value in want.items():
-            assert np.array_equal(got[output], value), f"{target}: {output} differs"
+            assert np.array_equal(got[output], value), f"{isa}: {output} differs"

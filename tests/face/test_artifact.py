@@ -95,7 +95,8 @@ def test_other_architecture(artefact: Path) -> None:
     _edit(artefact, architecture="aarch64", target="arm:cortex-a76")
     assert _message(artefact) == (
         f"{artefact} was compiled for aarch64 (target arm:cortex-a76); this machine is {platform.machine()}. "
-        "Compile with a target of this machine (`qcompiler targets`) to run it here"
+        "Compile with a target of this machine (`qcompiler targets`) to run it here, or emulate it: "
+        f"`qcompiler run {artefact} --input DATA`"
     )
 
 
