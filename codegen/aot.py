@@ -182,9 +182,10 @@ def _symbols(steps: Sequence[Step], isa: VectorInstructionSet) -> tuple[list[str
     return symbols, kernels
 
 
-# A thread more must save several times what waking it and waiting for it costs, about a microsecond.
-_MACS_PER_THREAD = 400_000
-_BYTES_PER_THREAD = 64 * 1024
+# A thread more must save several times what waking it and waiting for it costs, about a microsecond; measured on the
+# small benchmark models, which below these bounds ran slower on two threads than on one.
+_MACS_PER_THREAD = 2_000_000
+_BYTES_PER_THREAD = 192 * 1024
 
 
 def _macs(program: IntegerProgram, step: Step) -> int:
