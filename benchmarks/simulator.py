@@ -6,7 +6,7 @@ Prints Markdown; every figure is the best of three runs, functional execution of
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.sim import container, energy, functional, hardware, isa, timing
+from qcompiler.sim.errors import QCompilerError
 from qcompiler.sim.isa import Queue, Space
 from qcompiler.sim.isa.base import mask
 from qcompiler.sim.program import NpuProgram, Port
@@ -86,4 +87,9 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", nargs="*", help="the model.npu of an artefact")
+    try:
+        main(parser.parse_args().program)
+    except QCompilerError as error:
+        parser.error(str(error))
