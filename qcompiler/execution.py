@@ -77,8 +77,8 @@ def run_samples(
     samples = Samples(data, {t.name: t for t in artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
     if model is None:
-        machine = emulation.Model(artifact)
-        outputs, how = _emulate(machine, samples), f"emulated by {machine.emulator}, which says nothing about latency"
+        with emulation.Model(artifact) as machine:
+            outputs, how = _emulate(machine, samples), f"none: emulated by {machine.emulator}, which says nothing of it"
     else:
         outputs, timing = execute(model, samples)
         how = f"{timing} ({model.isa}, {threads} thread{'s' if threads > 1 else ''})"
@@ -94,7 +94,11 @@ def run_samples(
         name, scores = next(iter(outputs.items()))
         print(f"accuracy  {accuracy(scores, wanted, str(data)):.4f} ({len(scores)} samples, argmax of {name!r})")
     print(f"latency   {how}")
-    if profile and model is not None:
+    if not profile:
+        return
+    if model is None:
+        print("profile   none: an emulated step has no time")
+    else:
         _print_profile(model)
 
 
