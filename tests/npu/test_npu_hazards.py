@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.codegen.npu.hazards import Arena, Region, Stream
-from qcompiler.codegen.npu.placement import Item, pack
 from qcompiler.sim.isa import Queue, Sync
 from qcompiler.sim.isa.base import tokens_of
+from qcompiler.sim.residency import Item, pack
 
 
 def on(queue: Queue) -> Sync:
