@@ -3,8 +3,8 @@
 A convolution, a 1x1 convolution, a fully connected layer and a batched matrix product differ only in where the
 bytes of an output pixel's window lie: some kernel rows, some kernel columns, some contiguous quads each, at constant
 strides from the pixel's first byte (`Geometry`). A register tile holds ``lines x pixels x vectors`` accumulators;
-each step loads `vectors` vectors of packed weights and broadcasts one quad of every pixel. The tile ends in
-registers: requantise, pack, fused operations, store.
+each step loads a run of every pixel and as many units of packed weights, and multiplies them in the blocks that the
+instruction set describes (`isa.base.Block`). The tile ends in registers: requantise, pack, fused operations, store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, bits, constant, load, shuffle, splat
+from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, constant, load, shuffle, splat
 from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pieces
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -66,8 +66,8 @@ class Geometry:
         return math.prod(extent for extent, _, _ in self.image_axes)
 
     @property
-    def window_quads(self) -> int:
-        return self.rows[0] * self.columns[0] * self.quads
+    def taps(self) -> int:
+        return self.rows[0] * self.columns[0]
 
     @property
     def output_channels(self) -> int:
@@ -143,9 +143,18 @@ def contraction_kernel(
     lane_bias = np.where(order < 0, 0, corrected).astype(np.int32)
     rescale = rescale_of(requantize, bound, isa)
     scales = rescale_constants(requantize, rescale, geometry.output_channels, order)
-    constants = (pack_weights(isa, weights, blocks), lane_bias, *scales)
+    constants = (pack_weights(isa, in_units(isa, geometry, weights), blocks), lane_bias, *scales)
     parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
     return Kernel(name, contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
+
+
+def in_units(isa: VectorInstructionSet, geometry: Geometry, weights: Array) -> Array:
+    """int8 [groups, channels, window quads, 4] as [groups, channels, window units, depth], zeros behind each tap."""
+    groups, channels = weights.shape[:2]
+    depth, units = isa.block.depth, isa.block.units(geometry.quads)
+    taps = weights.reshape(groups, channels, geometry.taps, geometry.quads * 4)
+    padded = np.pad(taps, ((0, 0),) * 3 + ((0, units * depth - geometry.quads * 4),))
+    return padded.reshape(groups, channels, geometry.taps * units, depth)
 
 
 def lane_order(isa: VectorInstructionSet, geometry: Geometry, blocks: Blocks) -> npt.NDArray[np.int64]:
@@ -186,9 +195,11 @@ class _Writer:
         self.blocks = blocks_of(geometry, tile.vectors, self.lanes)
         self.e = e = Emitter()
         self.padded = geometry.groups * self.blocks.total_vectors * self.lanes
-        self.vector_elements = 4 * self.lanes
+        self.units = isa.block.units(geometry.quads)  # of one tap
+        self.window_units = geometry.taps * self.units
+        self.vector_elements = isa.block.depth * self.lanes
         # In elements of the weight buffer: one group's channels over the whole window.
-        self.group_weights = geometry.window_quads * self.blocks.total_vectors * self.vector_elements
+        self.group_weights = self.window_units * self.blocks.total_vectors * self.vector_elements
         weights = geometry.groups * self.group_weights
         copies = max(geometry.weight_copies, 1)
 
@@ -236,7 +247,7 @@ class _Writer:
         line_and_image, chunk = _divmod(e, position, chunks)
         image, line_group = _divmod(e, line_and_image, line_groups)
         first_vector = group * self.blocks.total_vectors + block * tile.vectors
-        weights = group * self.group_weights + block * (g.window_quads * tile.vectors * self.vector_elements)
+        weights = group * self.group_weights + block * (self.window_units * tile.vectors * self.vector_elements)
         lane = first_vector * self.lanes
         image_source, copy = self._image(image)
         if g.weight_copies > 1:
@@ -319,55 +330,105 @@ class _Writer:
         target = e.bind(self.target + pixel, "int32", "out")
         operand = e.bind(self.operand + pixel, "int32", "at") if any(g.border) else target
         offsets = [(i, j) for i in range(lines) for j in range(pixels)]
-        acc = e.registers(len(offsets) * vectors, self.acc_dtype)
+        rows, groups = self.isa.block.rows, self.isa.block.groups(len(offsets))
+        acc = e.registers(groups * rows * vectors, self.acc_dtype)
         for v in range(vectors):
             bias = e.bind(load(self.bias, self.lane + v * self.lanes, self.lanes), self.acc_dtype, "bias")
-            for r in range(len(offsets)):
-                acc[r * vectors + v] = bias
-        self._accumulate(acc, [i * g.line_stride + j * g.pixel_stride for i, j in offsets], source, number)
+            for j, part in enumerate(self.isa.fold([bias] * rows)):
+                folded = e.bind(part, self.acc_dtype, "bias") if rows > 1 else part
+                for group in range(groups):
+                    acc[self._slot(group * rows + j, v)] = folded
+        starts = [i * g.line_stride + j * g.pixel_stride for i, j in offsets]
+        self._accumulate(acc, starts, source, number)
+        if rows > 1:
+            for group in range(groups):
+                for v in range(vectors):
+                    slots = [self._slot(group * rows + j, v) for j in range(rows)]
+                    vectors_of_rows = [
+                        e.bind(part, self.acc_dtype) for part in self.isa.unfold([acc[s] for s in slots])
+                    ]
+                    for s, value in zip(slots, vectors_of_rows, strict=True):
+                        acc[s] = value
         if g.row_bias:
             first = e.bind(tirx.truncdiv(source, constant(g.pixel_stride)), "int32", "line")
             for r in range(len(offsets)):
                 addend = e.bind(splat(load(self.row_bias, first + r, 1), "int32", self.lanes), self.acc_dtype)
                 for v in range(vectors):
-                    acc[r * vectors + v] = acc[r * vectors + v] + addend
+                    acc[self._slot(r, v)] = acc[self._slot(r, v)] + addend
         targets = [target + (i * g.bordered_pixels + j) for i, j in offsets]
         self._finish(acc, targets, [operand + (i * g.pixels + j) for i, j in offsets])
 
+    def _slot(self, position: int, vector: int) -> int:
+        """The register of a position and a vector: those of a group and a vector stand together."""
+        group, row = divmod(position, self.isa.block.rows)
+        return (group * self.vectors + vector) * self.isa.block.rows + row
+
     def _accumulate(self, acc: Registers, offsets: list[int], source: Expr, number: Expr) -> None:
-        """The loop over the window: one quad of every position times one quad of every channel a step.
+        """The loop over the window: one run of every position times as many units of every channel a step.
 
         Each tile of a channel block prefetches its share of the next block's weights, a little every step: in a
         network they come from the outer caches or from memory. Behind the last block lies the next layer.
         """
-        e, g, isa, vectors, lanes = self.e, self.geometry, self.isa, self.vectors, self.lanes
-        step = vectors * self.vector_elements
-        line = 64 // np.dtype(isa.weight_dtype).itemsize
-        share = -(-step // _sweep_tiles(g, self.tile))
+        e, g, block = self.e, self.geometry, self.isa.block
+        unit = self.vectors * self.vector_elements
+        most = block.run // block.depth  # units of one step
+        full, rest = divmod(self.units, most)
+        steps = full + (rest > 0)
+        line = 64 // np.dtype(self.isa.weight_dtype).itemsize
+        share = -(-unit * min(most, self.units) // _sweep_tiles(g, self.tile))
         # With few tiles the weights stream through, and the hardware's prefetcher keeps up by itself.
         prefetching = share <= line and not g.weight_copies
-        ahead = e.bind(self.weights + (g.window_quads * step + number * (g.window_quads * share)), "int32", "ahead")
+        behind = self.window_units * unit + number * (g.taps * steps * share)
+        ahead = e.bind(self.weights + behind, "int32", "ahead")
+        # A group that is not full repeats its last position; nobody reads the result.
+        offsets = offsets + [offsets[-1]] * (-len(offsets) % block.rows)
         with e.loop(g.rows[0], "row") as row, e.loop(g.columns[0], "column") as column:
             tap = row * g.columns[0] + column
             at = e.bind(source + row * g.rows[1] + column * g.columns[1], "int32", "tap")
-            base = e.bind(self.weights + tap * (g.quads * step), "int32", "base")
-            ahead_base = e.bind(ahead + tap * (g.quads * share), "int32", "ahead")
-            with e.loop(g.quads, "quad") as quad:
-                if prefetching:
-                    e.prefetch(self.w, ahead_base + quad * share)
-                weights = []
-                for v in range(vectors):
-                    parts = isa.load_weights(self.w, base + quad * step + v * self.vector_elements, lanes)
-                    weights.append(tuple(self._bind_part(p) for p in parts))
-                for r, offset in enumerate(offsets):
-                    word = bits(load(self.x, at + (quad * 4 + offset), 4), "int32")
-                    quads = bits(splat(word, "int32", lanes), f"{self.isa.storage}x{4 * lanes}")
-                    operand = tuple(self._bind_part(p) for p in isa.operand(quads, lanes))
-                    for v in range(vectors):
-                        acc[r * vectors + v] = isa.dot(acc[r * vectors + v], operand, weights[v], lanes)
+            base = e.bind(self.weights + tap * (self.units * unit), "int32", "base")
+            ahead_base = e.bind(ahead + tap * (steps * share), "int32", "ahead")
 
-    def _bind_part(self, value: Expr) -> Expr:
-        return self.e.bind(value, str(value.ty.dtype))
+            def step(number: Expr, units: int) -> None:
+                if prefetching:
+                    e.prefetch(self.w, ahead_base + number * share)
+                start = at + number * block.run
+                self._step(acc, [start + o for o in offsets], base + number * (most * unit), units)
+
+            if full:
+                with e.loop(full, "step") as number:
+                    step(number, most)
+            if rest:
+                step(constant(full), rest)
+
+    def _step(self, acc: Registers, at: list[Expr], base: Expr, units: int) -> None:
+        """`units` multiplications of every group of positions with every vector of channels."""
+        e, isa, rows = self.e, self.isa, self.isa.block.rows
+        constant_weights = not self.geometry.weight_copies
+
+        def weights(unit: int, vector: int) -> tuple[Expr, ...]:
+            index = base + (unit * self.vectors + vector) * self.vector_elements
+            return tuple(e.bind_typed(w) for w in isa.load_block_weights(self.w, index, self.lanes))
+
+        def multiply(group: int, v: int, operand: tuple[Expr, ...], weight: tuple[Expr, ...]) -> None:
+            slots = [self._slot(group * rows + j, v) for j in range(rows)]
+            results = isa.multiply([acc[s] for s in slots], operand, weight, constant_weights)
+            for s, value in zip(slots, results, strict=True):
+                acc[s] = value
+
+        groups = range(len(at) // rows)
+        if isa.block.run == isa.block.depth:  # operands come one by one, weights stay
+            kept = [weights(0, v) for v in range(self.vectors)]
+            for group in groups:
+                (operand,) = isa.operands(e, self.x, at[group * rows : (group + 1) * rows], 1)
+                for v in range(self.vectors):
+                    multiply(group, v, operand, kept[v])
+            return
+        operands = [isa.operands(e, self.x, at[group * rows : (group + 1) * rows], units) for group in groups]
+        for unit in range(units):
+            for v in range(self.vectors):
+                weight = weights(unit, v)
+                for group in groups:
+                    multiply(group, v, operands[group][unit], weight)
 
     def _finish(self, acc: Registers, targets: list[Expr], operands: list[Expr]) -> None:
         """Requantise, pack, apply the fused operations and store; positions in the output and in the operands."""
@@ -377,7 +438,7 @@ class _Writer:
         for unit in pack_units(self.vectors, len(targets)):
             scaled = []
             for r, v in unit:
-                value = self.requantizer.apply(acc[r * self.vectors + v], scales[v], lanes)
+                value = self.requantizer.apply(acc[self._slot(r, v)], scales[v], lanes)
                 scaled.append(e.bind(value, self.acc_dtype))
             rows = list(dict.fromkeys(r for r, _ in unit))
             first = unit[0][1]

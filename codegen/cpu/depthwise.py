@@ -272,22 +272,19 @@ class _Writer:
         loaded = {c: self._column(row, c) for c in columns}
         rows = [loaded[c] if c in loaded else loaded[columns[0]] for c in range(4 * quad, 4 * quad + 4)]
         quads = self.isa.interleave(rows, self.lanes)
-        return [tuple(self._bind(p) for p in self.isa.operand(self._bind(q), self.lanes)) for q in quads]
+        return [tuple(self.e.bind_typed(p) for p in self.isa.operand(self.e.bind_typed(q), self.lanes)) for q in quads]
 
     def _column(self, row: Expr, column: int) -> Expr:
         """One column for all outputs of a vector: contiguous with stride 1, else gathered pixel by pixel."""
         g = self.g
         if g.pixels == 1 or g.stride[1] == 1:
-            return self._bind(load(self.x, row + column * g.channels, self.bytes))
+            return self.e.bind_typed(load(self.x, row + column * g.channels, self.bytes))
         step = g.stride[1] * g.channels
         parts = [load(self.x, row + (column * g.channels + i * step), g.channels) for i in range(g.pixels)]
         used = g.pixels * g.channels
         if used < self.bytes:  # a line of fewer pixels than a vector holds
             parts.append(splat(0, self.isa.storage, self.bytes))
-        return self._bind(shuffle(parts, range(self.bytes)))
-
-    def _bind(self, value: Expr) -> Expr:
-        return self.e.bind(value, str(value.ty.dtype))
+        return self.e.bind_typed(shuffle(parts, range(self.bytes)))
 
     def _multiply(
         self, acc: Registers, output: int, operands: list[tuple[Expr, ...]], kernel_row: int, shift: int

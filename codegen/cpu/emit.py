@@ -130,6 +130,10 @@ class Emitter:
         self.statement(tirx.Bind(variable, value))
         return variable
 
+    def bind_typed(self, value: Expr) -> Expr:
+        """`bind` for a value whose type TVM knows already."""
+        return self.bind(value, str(value.ty.dtype))
+
     def registers(self, count: int, dtype: str, name: str = "acc") -> Registers:
         return Registers(self, count, dtype, self._unique(name))
 

@@ -78,7 +78,7 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
     packing = Kernel("pack_right", pack_right, dict(copies=copies, n=n, k=k, transposed=op.transpose_b), all_blocks)
     correction = dict(quads=geometry.quads, factor=-offset, addend=k * offset * b.zero_point)
     summing = Kernel("column_bias", column_bias, dict(blocks=all_blocks, **correction), all_blocks)
-    weight_bytes = lanes * geometry.quads * 4 * np.dtype(isa.weight_dtype).itemsize
+    weight_bytes = lanes * isa.block.units(geometry.quads) * isa.block.depth * np.dtype(isa.weight_dtype).itemsize
     steps = [Step(packing, (b.name,), packed, weight_bytes), Step(summing, (packed,), bias, 4 * lanes)]
     sources = [a.name, packed, bias]
     if geometry.row_bias:

@@ -7,6 +7,7 @@ and `interleave` yields, so that interleaving four rows of b is already the lane
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -23,21 +24,21 @@ def pack_right(isa: VectorInstructionSet, copies: int, n: int, k: int, transpose
     """Buffers: b [copies, K, N] ([copies, N, K] if transposed), the packed weights. A task is one block of channels."""
     lanes = isa.lanes(4)
     width = VECTORS * lanes
-    blocks, quads = -(-n // width), -(-k // 4)
-    elements = 4 * lanes  # of one vector of weights
+    blocks, units = -(-n // width), isa.block.units(-(-k // 4))
+    elements = isa.block.depth * lanes  # of one vector of weights
     e = Emitter()
     b = e.buffer("b", copies * n * k, isa.storage)
-    y = e.buffer("packed", copies * blocks * quads * VECTORS * elements, isa.weight_dtype)
+    y = e.buffer("packed", copies * blocks * units * VECTORS * elements, isa.weight_dtype)
     with tasks(e) as task:
         copy = e.bind(tirx.truncdiv(task, constant(blocks)), "int32", "copy")
         block = e.bind(task - copy * blocks, "int32", "block")
         base = e.bind(copy * (n * k), "int32", "base")
-        target = e.bind(task * (quads * VECTORS * elements), "int32", "target")
+        target = e.bind(task * (units * VECTORS * elements), "int32", "target")
 
-        def store(quad: Expr, v: int, vector: Expr) -> None:
-            at = target + (quad * VECTORS + v) * elements
+        def store(unit: Expr, v: int, quads: Sequence[Expr]) -> None:
+            at = target + (unit * VECTORS + v) * elements
             start = 0
-            for part, dtype, count in isa.as_weights(vector, lanes):
+            for part, dtype, count in isa.as_weights(quads, lanes):
                 e.store(y, at + start, e.bind(part, f"{dtype}x{count}"), count)
                 start += count
 
@@ -50,28 +51,31 @@ def pack_right(isa: VectorInstructionSet, copies: int, n: int, k: int, transpose
 
 def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, n: int, k: int, store: Any) -> None:
     """b [K, N]: four rows interleaved make one quad of all channels. Columns past N are read but never used."""
-    count = 4 * isa.lanes(4)
+    lanes, depth = isa.lanes(4), isa.block.depth
+    count = 4 * lanes
     zero = splat(isa.storage_offset, isa.storage, count)
 
-    def quad_of(quad: Expr, rows: int) -> None:
+    def unit_of(unit: Expr, rows: int) -> None:
         dtype = f"{isa.storage}x{count}"
-        loads = [e.bind(load(b, first + (quad * 4 + r) * n, count), dtype, "row") for r in range(rows)]
-        for v, vector in enumerate(isa.interleave([*loads, *[zero] * (4 - rows)], isa.lanes(4))):
-            store(quad, v, vector)
+        loads = [e.bind(load(b, first + (unit * depth + r) * n, count), dtype, "row") for r in range(rows)]
+        loads += [zero] * (depth - rows)
+        quads = [isa.interleave(loads[start : start + 4], lanes) for start in range(0, depth, 4)]
+        for v in range(VECTORS):
+            store(unit, v, [vectors[v] for vectors in quads])
 
-    full, rest = divmod(k, 4)
+    full, rest = divmod(k, depth)
     if full:
-        with e.loop(full, "quad") as quad:
-            quad_of(quad, 4)
+        with e.loop(full, "unit") as unit:
+            unit_of(unit, depth)
     if rest:
-        quad_of(constant(full), rest)
+        unit_of(constant(full), rest)
 
 
 def _transposed_block(
     isa: VectorInstructionSet, e: Emitter, b: Buffer, base: Expr, first: Expr, n: int, k: int, store: Any
 ) -> None:
     """b [N, K]: a channel's quads lie together; 16 bytes of several channels at a time are transposed as words."""
-    lanes = isa.lanes(4)
+    lanes, unit_quads = isa.lanes(4), isa.block.depth // 4
     channels = lane_channels(isa, VECTORS)
     full, rest = divmod(k, 16)
     for v in range(VECTORS):
@@ -83,36 +87,47 @@ def _transposed_block(
         if full:
             with e.loop(full, "chunk") as chunk:
                 loads = [e.bind(load(b, rows[i] + chunk * 16, 16), f"{isa.storage}x16", "bytes") for i in range(lanes)]
-                for j, vector in enumerate(isa.transpose_words(loads, lanes)):
-                    store(chunk * 4 + j, v, vector)
-        for quad in range(4 * full, 4 * full + -(-rest // 4)):
-            valid = min(4, k - 4 * quad)
-            words = []
-            for i in range(lanes):
-                parts = [load(b, rows[i] + (4 * quad + min(j, valid - 1)), 1) for j in range(4)]
-                parts[valid:] = [constant(isa.storage_offset, isa.storage)] * (4 - valid)
-                words += parts
-            store(constant(quad), v, shuffle(words, range(4 * lanes)))
+                words = isa.transpose_words(loads, lanes)
+                for unit in range(4 // unit_quads):
+                    store(chunk * (4 // unit_quads) + unit, v, words[unit * unit_quads : (unit + 1) * unit_quads])
+        for unit in range(full * 4 // unit_quads, isa.block.units(-(-k // 4))):
+            quads = range(unit * unit_quads, (unit + 1) * unit_quads)
+            store(constant(unit), v, [_quad(isa, b, rows, quad, k) for quad in quads])
+
+
+def _quad(isa: VectorInstructionSet, b: Buffer, rows: Sequence[Expr], quad: int, k: int) -> Expr:
+    """One quad of several rows, gathered byte by byte; zeros past K."""
+    parts = []
+    for row in rows:
+        for j in range(4 * quad, 4 * quad + 4):
+            parts.append(load(b, row + j, 1) if j < k else constant(isa.storage_offset, isa.storage))
+    return shuffle(parts, range(len(parts)))
 
 
 def column_bias(isa: VectorInstructionSet, blocks: int, quads: int, factor: int, addend: int) -> Any:
     """``factor * sum over K of b + addend`` of every channel, int32. Buffers: packed weights, the biases."""
-    lanes = isa.lanes(4)
+    lanes, rows, depth = isa.lanes(4), isa.block.rows, isa.block.depth
     dtype = f"int32x{lanes}"
     e = Emitter()
-    w = e.buffer("packed", blocks * quads * VECTORS * 4 * lanes, isa.weight_dtype)
+    units = isa.block.units(quads)
+    w = e.buffer("packed", blocks * units * VECTORS * depth * lanes, isa.weight_dtype)
     y = e.buffer("bias", blocks * VECTORS * lanes, "int32")
     ones = isa.operand(splat(1, isa.storage, 4 * lanes), lanes)
     with tasks(e) as task:
-        acc = e.registers(VECTORS, dtype)
-        for v in range(VECTORS):
-            acc[v] = splat(0, "int32", lanes)
-        with e.loop(quads, "quad") as quad:
+        acc = e.registers(VECTORS * rows, dtype)
+        for slot in range(VECTORS * rows):
+            acc[slot] = splat(0, "int32", lanes)
+        with e.loop(units, "unit") as unit:
             for v in range(VECTORS):
-                weights = isa.load_weights(w, ((task * quads + quad) * VECTORS + v) * (4 * lanes), lanes)
-                acc[v] = isa.dot(acc[v], ones, weights, lanes)
+                at = ((task * units + unit) * VECTORS + v) * (depth * lanes)
+                slots = range(v * rows, (v + 1) * rows)
+                weights = isa.load_block_weights(w, at, lanes)
+                results = isa.multiply([acc[s] for s in slots], ones, weights, True)  # 1 is never -128
+                for s, value in zip(slots, results, strict=True):
+                    acc[s] = value
         for v in range(VECTORS):
-            value = acc[v] * splat(factor, "int32", lanes) + splat(addend, "int32", lanes)
+            total = isa.unfold([acc[s] for s in range(v * rows, (v + 1) * rows)])[0]
+            value = total * splat(factor, "int32", lanes) + splat(addend, "int32", lanes)
             e.store(y, (task * VECTORS + v) * lanes, value, lanes)
     return e.function()
 

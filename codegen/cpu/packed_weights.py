@@ -1,6 +1,7 @@
 """Packed weights of dense matrix work, and which lane computes which output channel.
 
-The layout is ``[group][channel block][quad of the window][vector][arranged quads]``. Which channel sits in which
+The layout is ``[group][channel block][unit of the window][vector][arranged weights]``, a unit being the bytes that one
+multiplication of the instruction set sums (`isa.base.Block.depth`). Which channel sits in which
 lane follows from the order in which the instruction set packs int32 vectors to bytes, so that the packed bytes
 come out in channel order; biases and scales use the same lane order.
 """
@@ -97,15 +98,15 @@ def channel_order(isa: VectorInstructionSet, blocks: Blocks) -> npt.NDArray[np.i
 
 
 def pack_weights(isa: VectorInstructionSet, weights: Array, blocks: Blocks) -> Array:
-    """int8 [groups, channels, window quads, 4] to the packed layout (see the module's text)."""
-    groups, _, quads, _ = weights.shape
+    """int8 [groups, channels, window units, depth] to the packed layout (see the module's text)."""
+    groups, _, units, depth = weights.shape
     lanes = blocks.lanes
     order = channel_order(isa, blocks)
     gathered = np.where((order < 0)[:, None, None], np.int8(0), weights[:, np.maximum(order, 0)])
     parts = []
     start = 0
     for vectors in blocks.sizes():
-        block = gathered[:, start * lanes : (start + vectors) * lanes].reshape(groups, vectors, lanes, quads, 4)
+        block = gathered[:, start * lanes : (start + vectors) * lanes].reshape(groups, vectors, lanes, units, depth)
         arranged = isa.arrange_weights(block.transpose(0, 3, 1, 2, 4))
         parts.append(arranged.reshape(groups, -1))
         start += vectors

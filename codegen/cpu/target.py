@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcompiler.codegen.cpu.isa.arm import DOTPROD, NEON
+from qcompiler.codegen.cpu.isa.arm import ARM_LEVELS, DOTPROD, I8MM, NEON
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
 from qcompiler.sim.errors import TargetError, did_you_mean
@@ -51,8 +51,12 @@ def runs_here(level: VectorInstructionSet) -> bool:
     return host_cpu_flags() >= set(level.cpu_flags)
 
 
-_DOTPROD_CORES = ("cortex-a55", "cortex-a76", "cortex-a78", "cortex-x1", "neoverse-n1", "neoverse-v1", "apple-m1")
-_NEON_CORES = ("cortex-a53", "cortex-a72")
+# What each core implements: GCC's and LLVM's tables of cores agree (tests/arm/test_aarch64.py asks GCC).
+_CORES = {
+    I8MM: ("neoverse-v1", "neoverse-n2"),
+    DOTPROD: ("cortex-a55", "cortex-a76", "cortex-a78", "cortex-x1", "neoverse-n1", "apple-m1"),
+    NEON: ("cortex-a53", "cortex-a72"),
+}
 
 
 def _aarch64(name: str, description: str, *levels: VectorInstructionSet) -> CpuTarget:
@@ -68,11 +72,11 @@ CPU_TARGETS: dict[str, CpuTarget] = {
         CpuTarget("x86:avx512-vnni", "x86-64 with AVX-512 VNNI (Cascade Lake, Zen 4 and later)", (AVX512_VNNI,)),
         CpuTarget("x86:avx-vnni", "x86-64 with AVX-VNNI (Alder Lake, Zen 5 and later)", (AVX_VNNI,)),
         CpuTarget("x86:avx2", "x86-64 with AVX2 and FMA (Haswell, Zen and later)", (AVX2,)),
-        _aarch64("", "AArch64 Linux, chosen at load: dotprod or neon", DOTPROD, NEON),
+        _aarch64("", "AArch64 Linux, chosen at load: i8mm, dotprod or neon", *ARM_LEVELS),
+        _aarch64("i8mm", "AArch64 with SMMLA (Armv8.6 and later)", I8MM),
         _aarch64("dotprod", "AArch64 with SDOT (Armv8.2 and later)", DOTPROD),
         _aarch64("neon", "any AArch64 (Armv8.0)", NEON),
-        *(_aarch64(core, "the core's level, dotprod", DOTPROD) for core in _DOTPROD_CORES),
-        *(_aarch64(core, "the core's level, neon", NEON) for core in _NEON_CORES),
+        *(_aarch64(c, f"the core's level, {level.name}", level) for level, cores in _CORES.items() for c in cores),
     )
 }  # fmt: skip
 """Every CPU target by name."""

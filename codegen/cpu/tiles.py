@@ -27,14 +27,17 @@ TASK_MACS = 1 << 19  # about two microseconds: bookkeeping costs nothing, and th
 
 def _tile_cycles(isa: VectorInstructionSet, positions: int, vectors: int, geometry: Geometry) -> float:
     """Cycles of one register tile."""
-    accumulators = positions * vectors
-    compute = max(accumulators / isa.dots_per_cycle, isa.dot_latency)
-    loads = (positions + vectors * isa.weight_registers) / LOADS_PER_CYCLE
+    block = isa.block
+    units = geometry.taps * block.units(geometry.quads)
+    accumulators = block.groups(positions) * block.rows * vectors
+    dots = accumulators + isa.operand_dots * positions
+    compute = max(dots / isa.dots_per_cycle, isa.dot_latency)
+    loads = (positions * block.depth / block.run + vectors * isa.weight_registers) / LOADS_PER_CYCLE
     step = max(compute, loads)
     weight_bytes = vectors * isa.weight_registers * isa.vector_bytes
-    if weight_bytes * geometry.window_quads > L1_BYTES:
+    if weight_bytes * units > L1_BYTES:
         step = max(step, weight_bytes / L2_BYTES_PER_CYCLE) + weight_bytes / L2_STALL_BYTES_PER_CYCLE
-    return step * geometry.window_quads + EPILOGUE_CYCLES * accumulators + STORE_CYCLES * positions + TILE_CYCLES
+    return step * units + EPILOGUE_CYCLES * positions * vectors + STORE_CYCLES * positions + TILE_CYCLES
 
 
 def _parts(total: int, tile: int) -> list[tuple[int, int]]:
@@ -58,8 +61,12 @@ def cycles(isa: VectorInstructionSet, geometry: Geometry, lines: int, pixels: in
 
 def fits(isa: VectorInstructionSet, positions: int, vectors: int) -> bool:
     """Whether the tile's accumulators, weights and operands fit into the vector registers."""
-    needed = positions * vectors + vectors * isa.weight_registers + isa.operand_registers + isa.dot_temporaries
-    return needed <= isa.registers
+    groups, rows = isa.block.groups(positions), isa.block.rows
+    if isa.block.run == isa.block.depth:  # weights stay, operands come one by one
+        streams = vectors * isa.weight_registers + isa.operand_registers
+    else:  # the operands of a run stay, weights come one vector at a time
+        streams = groups * rows * isa.operand_registers + isa.weight_registers
+    return groups * rows * vectors + streams + isa.dot_temporaries <= isa.registers
 
 
 @functools.cache
@@ -79,10 +86,10 @@ def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
     ]
     _, lines, negative_pixels, vectors = min(candidates)
     pixels = -negative_pixels
-    weights = geometry.groups * geometry.channels * geometry.window_quads * 4
+    weights = geometry.groups * geometry.channels * geometry.taps * geometry.quads * 4
     # The set of the inner sweep is read again for every step of the outer one: keep the larger set outside.
     channels_outer = weights > SWEEP_BYTES or weights * geometry.images * geometry.lines >= geometry.input_bytes
     whole = geometry.pixels // pixels
-    macs = lines * pixels * vectors * isa.lanes(4) * geometry.window_quads * 4
+    macs = lines * pixels * vectors * isa.lanes(4) * geometry.taps * geometry.quads * 4
     chunk = whole if geometry.lines > 1 else max(1, min(whole, TASK_MACS // macs))
     return Tile(lines, pixels, vectors, chunk, channels_outer)

@@ -37,11 +37,12 @@ uint64_t qc_cpu_features(void) {
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 
-/* Bits of AT_HWCAP. Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst. */
+/* Bits of AT_HWCAP and AT_HWCAP2. Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst. */
 uint64_t qc_cpu_features(void) {
-    enum { ASIMD = 1 << 1, ASIMDDP = 1 << 20 };
-    unsigned long words = getauxval(AT_HWCAP);
-    return (words & ASIMD ? QC_CPU_ASIMD : 0) | (words & ASIMDDP ? QC_CPU_ASIMDDP : 0);
+    enum { ASIMD = 1 << 1, ASIMDDP = 1 << 20, I8MM = 1 << 13 };
+    unsigned long words = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+    return (words & ASIMD ? QC_CPU_ASIMD : 0) | (words & ASIMDDP ? QC_CPU_ASIMDDP : 0) |
+           (more & I8MM ? QC_CPU_I8MM : 0);
 }
 
 #else

@@ -15,5 +15,6 @@
 
 #define QC_CPU_ASIMD (1ull << 32)
 #define QC_CPU_ASIMDDP (1ull << 33)
+#define QC_CPU_I8MM (1ull << 34)
 
 #endif

@@ -28,7 +28,7 @@ MISSING = emulation.missing_tool("aarch64")
 pytestmark = pytest.mark.skipif(
     MISSING is not None, reason=f"needs {MISSING} (Debian: qemu-user, gcc-aarch64-linux-gnu)"
 )
-CORES = [("arm:dotprod", "max"), ("arm:dotprod", "neoverse-n1"), ("arm:neon", "cortex-a53")]
+CORES = [("arm:i8mm", "max"), ("arm:dotprod", "max"), ("arm:dotprod", "neoverse-n1"), ("arm:neon", "cortex-a53")]
 
 
 def build(program: IntegerProgram, target: str, directory: Path) -> Artifact:

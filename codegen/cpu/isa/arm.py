@@ -1,4 +1,4 @@
-"""AArch64 levels: dotprod (SDOT) and neon (widening multiplies); activations are stored as int8.
+"""AArch64 levels: i8mm (SMMLA), dotprod (SDOT) and neon (widening multiplies); activations are stored as int8.
 
 Source for instruction semantics: Arm Architecture Reference Manual for A-profile, DDI 0487; for throughput: Arm
 Cortex-A76 and Cortex-A53 software optimisation guides.
@@ -9,29 +9,63 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, intrinsic, load, shuffle, splat
-from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, intrinsic, load, shuffle, splat, unpack
+from qcompiler.codegen.cpu.isa.base import Array, Block, VectorInstructionSet
 
 LANES = 4  # 32-bit lanes of a NEON register
 
 
 @dataclass(frozen=True, eq=False)
 class Neon(VectorInstructionSet):
-    """ARMv8.0: SMULL makes 16-bit products, pairwise additions widen and sum them."""
+    """ARMv8.0: SMULL and SMLAL2 make and add 16-bit products, SADALP widens pairs of them into the accumulator.
 
-    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
-        return [(quads, "int8", 4 * lanes)]
+    Vectors of quads hold the first pair of bytes of every lane, then the second pairs, so that the two products of a
+    16-bit sum belong to the same lane. Such a sum is exact unless all four factors are -128: constant weights are in
+    [-127, 127], and 2 * 128 * 127 = 32512 < 2**15. Where weights may be -128 (`multiply` of two activations), each
+    product is widened by itself.
+    """
+
+    def arrange_weights(self, weights: Array) -> Array:
+        pairs = weights.reshape(*weights.shape[:-1], weights.shape[-1] // 2, 2)
+        return np.ascontiguousarray(pairs.swapaxes(-3, -2).reshape(*weights.shape[:-2], -1))
+
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        return [(*self.operand(quads[0], lanes), "int8", 4 * lanes)]
+
+    def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
+        return (shuffle([quads], [4 * lane + i for pair in (0, 2) for lane in range(lanes) for i in (pair, pair + 1)]),)
+
+    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
+        run = e.bind_typed(load(x, at[0], 16))
+        found = []
+        for unit in range(units):
+            order = [4 * unit + i for pair in (0, 2) for _ in range(LANES) for i in (pair, pair + 1)]
+            found.append((e.bind_typed(shuffle([run], order)),))
+        return found
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
-        # SADDLP sums pairs into 32 bits at once: -128 * -128 twice would not fit into 16.
-        halves = []
-        for half in (range(8), range(8, 16)):
-            a, b = (shuffle([v], half) for v in (operand[0], weights[0]))
-            products = intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", a, b)
-            halves.append(intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", products))
-        return acc + intrinsic("llvm.aarch64.neon.addp.v4i32", "int32x4", *halves)
+        low, high = self._products(operand[0], weights[0])
+        return acc + self._add_pairs(low + high)
+
+    def multiply(
+        self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
+    ) -> list[Expr]:
+        if constant_weights:
+            return [self.dot(acc[0], operand, weights, LANES)]
+        low, high = self._products(operand[0], weights[0])
+        return [acc[0] + self._add_pairs(low) + self._add_pairs(high)]
+
+    def _products(self, a: Expr, b: Expr) -> list[Expr]:
+        """The 16 products of two byte vectors, as two int16 vectors."""
+        halves = ([shuffle([v], half) for v in (a, b)] for half in (range(8), range(8, 16)))
+        return [intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", *half) for half in halves]
+
+    def _add_pairs(self, words: Expr) -> Expr:
+        """Sums of neighbouring int16 in int32."""
+        return intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", words)
 
     def pack(self, vectors: Sequence[Expr], lanes: int) -> Expr:
         """SQXTN twice: saturated to 16 bits, then to 8; bytes stay in order."""
@@ -71,10 +105,56 @@ class Neon(VectorInstructionSet):
 
 @dataclass(frozen=True, eq=False)
 class Dotprod(Neon):
-    """ARMv8.2: SDOT adds four signed products to each 32-bit lane."""
+    """ARMv8.2: SDOT adds four signed products to each 32-bit lane; one factor may be one lane of a register for all."""
+
+    def arrange_weights(self, weights: Array) -> Array:
+        return VectorInstructionSet.arrange_weights(self, weights)
+
+    def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
+        return (quads,)
+
+    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
+        run = e.bind(bits(load(x, at[0], 16), "int32x4"), "int32x4")
+        # The duplication is no instruction: SDOT by element takes the lane from the register.
+        return [(bits(shuffle([run], [unit] * LANES), "int8x16"),) for unit in range(units)]
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         return intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, operand[0], weights[0])
+
+    def multiply(
+        self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
+    ) -> list[Expr]:
+        # The indexed factor is the second one.
+        return [self.dot(acc[0], weights, operand, LANES)]
+
+
+@dataclass(frozen=True, eq=False)
+class I8mm(Dotprod):
+    """ARMv8.6: SMMLA adds the product of a 2x8 and an 8x2 matrix to a 2x2 one: two positions by two channels."""
+
+    def load_block_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
+        return (load(buffer, index, 16), load(buffer, index + 16, 16))
+
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        return [(unpack(quads[0], quads[1], 4, high, 4 * lanes), "int8", 4 * lanes) for high in (False, True)]
+
+    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
+        runs = [e.bind_typed(load(x, index, 16)) for index in at]
+        return [(e.bind_typed(unpack(runs[0], runs[1], 8, bool(unit), 16)),) for unit in range(units)]
+
+    def multiply(
+        self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
+    ) -> list[Expr]:
+        return [
+            intrinsic("llvm.aarch64.neon.smmla.v4i32.v16i8", "int32x4", a, operand[0], w)
+            for a, w in zip(acc, weights, strict=True)
+        ]
+
+    def fold(self, vectors: Sequence[Expr]) -> list[Expr]:
+        return [shuffle(vectors, order) for order in ((0, 1, 4, 5), (2, 3, 6, 7))]
+
+    def unfold(self, acc: Sequence[Expr]) -> list[Expr]:
+        return self.fold(acc)  # its own inverse
 
 
 _TRIPLE = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
@@ -84,10 +164,13 @@ NEON = Neon(
     llvm={**_TRIPLE, "mcpu": "cortex-a53"},
     storage="int8",
     cpu_flags=("asimd",),
+    block=Block(run=16),
     registers=32,
-    dots_per_cycle=0.2,
+    dots_per_cycle=0.33,
     dot_latency=8,
-    dot_temporaries=3,
+    operand_dots=0.33,
+    operand_registers=1,
+    dot_temporaries=6,  # a product, and what picks the quads out of a run
 )
 DOTPROD = Dotprod(
     name="dotprod",
@@ -95,9 +178,24 @@ DOTPROD = Dotprod(
     llvm={**_TRIPLE, "mcpu": "cortex-a76"},
     storage="int8",
     cpu_flags=("asimd", "asimddp"),
+    block=Block(run=16),
     registers=32,
     dots_per_cycle=2.0,
     dot_latency=2,
-    dot_temporaries=4,  # LLVM loads ahead: without spare registers it spills accumulators
+    dot_temporaries=1,
 )
-ARM_LEVELS: tuple[Neon, ...] = (DOTPROD, NEON)
+I8MM = I8mm(
+    name="i8mm",
+    vector_bytes=16,
+    llvm={**_TRIPLE, "mcpu": "neoverse-n1", "mattr": ["+i8mm"]},
+    storage="int8",
+    cpu_flags=("asimd", "asimddp", "i8mm"),
+    block=Block(rows=2, depth=8, run=16),
+    registers=32,
+    dots_per_cycle=2.0,
+    dot_latency=2,
+    operand_dots=0.5,
+    weight_registers=2,
+    dot_temporaries=1,
+)
+ARM_LEVELS: tuple[Neon, ...] = (I8MM, DOTPROD, NEON)

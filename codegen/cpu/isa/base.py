@@ -5,6 +5,10 @@ A *quad* is four consecutive bytes of the reduction (four input channels, or fou
 and ARM level has that, natively or by 16-bit pairs. Methods work on any vector length that the level has
 (`lanes` counts 32-bit lanes), because depthwise kernels and channel tails use the short ones too.
 
+Dense matrix work is made of *blocks*: what one multiplication takes in and what one accumulator register holds is
+data (`Block`), and `operands`, `multiply`, `fold` and `unfold` are its code. The template reads the data and calls the
+four; it knows no instruction set.
+
 The versions here are portable TIR; a level overrides what it has an instruction for.
 """
 
@@ -18,25 +22,62 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, intrinsic, load, shuffle, splat, unpack, vector_type
+from qcompiler.codegen.cpu.emit import (
+    Buffer,
+    Emitter,
+    Expr,
+    bits,
+    cast,
+    intrinsic,
+    load,
+    shuffle,
+    splat,
+    unpack,
+    vector_type,
+)
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
-class VectorInstructionSet(InstructionSet):
-    """registers: vector registers; peak_macs: int8 multiply-accumulates a cycle at best (for shares of peak);
+@dataclass(frozen=True)
+class Block:
+    """The shape of the small matrix product behind `VectorInstructionSet.multiply`.
 
-    dot_latency: cycles from one `dot` to the next on the same accumulator; dots_per_cycle: dots of full vectors
-    that can start each cycle; weight_registers, operand_registers, dot_temporaries: registers that a vector of
-    weights, a quad of activations and the inside of a `dot` take; rounds_down: `floor_fma_int` costs one FMA and one
-    conversion, rounded inside the instructions.
+    rows: output positions in one accumulator register, beside ``lanes / rows`` channels; `rows` registers hold the
+    same positions by one whole vector of channels. depth: bytes of the reduction that one multiplication sums, also
+    the unit in which weights are packed. run: bytes of a position that one load brings, for run / depth of them.
     """
 
+    rows: int = 1
+    depth: int = 4
+    run: int = 4
+
+    def groups(self, positions: int) -> int:
+        """Groups of `rows` positions that cover them."""
+        return -(-positions // self.rows)
+
+    def units(self, quads: int) -> int:
+        """Multiplications that cover that many quads of the reduction."""
+        return -(-4 * quads // self.depth)
+
+
+@dataclass(frozen=True, eq=False)
+class VectorInstructionSet(InstructionSet):
+    """block: of the dense kernels; registers: vector registers; peak_macs: int8 multiply-accumulates a cycle at best.
+
+    dot_latency: cycles from one `dot` or `multiply` to the next on the same accumulator; dots_per_cycle: those on full
+    vectors that can start each cycle; operand_dots: what preparing one position's operand costs beside its load,
+    counted in dots; weight_registers, operand_registers, dot_temporaries: registers that a vector of weights of one
+    unit, the operand of a position (for a whole run) and the inside of a `dot` take; rounds_down: `floor_fma_int`
+    costs one FMA and one conversion, rounded inside the instructions.
+    """
+
+    block: Block = Block()
     registers: int = 16
     dots_per_cycle: float = 1.0
     dot_latency: int = 5
+    operand_dots: float = 0.0
     weight_registers: int = 1
     operand_registers: int = 1
     dot_temporaries: int = 0
@@ -45,12 +86,15 @@ class VectorInstructionSet(InstructionSet):
 
     @property
     def peak_macs(self) -> float:
-        return self.dots_per_cycle * self.vector_bytes
+        return self.dots_per_cycle * self.lanes(4) * self.block.depth
 
     # ------------------------------------------------------------------------------------ dot product
-    def arrange_weights(self, quads: Array) -> Array:
-        """Weight quads int8 [..., lanes, 4] as they lie in memory, [..., elements] of `weight_dtype`."""
-        return np.ascontiguousarray(quads.reshape(*quads.shape[:-2], -1))
+    def arrange_weights(self, weights: Array) -> Array:
+        """Weights int8 [..., lanes, depth] as they lie in memory, [..., elements] of `weight_dtype`.
+
+        depth: 4 for `dot`, the block's for `multiply`.
+        """
+        return np.ascontiguousarray(weights.reshape(*weights.shape[:-2], -1))
 
     def load_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
         """One arranged vector of weight quads from element `index` on; 4 * lanes elements."""
@@ -61,8 +105,43 @@ class VectorInstructionSet(InstructionSet):
         return (quads,)
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
-        """``acc[l] + sum over j of activation[4l + j] * weight[4l + j]``, exact modulo 2**32."""
+        """``acc[l] + sum over j of activation[4l + j] * weight[4l + j]``, exact modulo 2**32.
+
+        A level may require that no two factors of one product are both -128, which holds for constant weights.
+        """
         raise NotImplementedError  # pragma: no cover - abstract
+
+    # ------------------------------------------------------------------------------------------ blocks
+    def load_block_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
+        """One arranged vector of weights of the block's depth from element `index` on; depth * lanes elements."""
+        return self.load_weights(buffer, index, lanes)
+
+    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
+        """The activations of `rows` positions that begin at the indices `at`, for `units` multiplications in turn.
+
+        units is run / depth, or fewer at the end of a run. Loads may reach past the bytes that are multiplied.
+        """
+        lanes = self.lanes(4)
+        word = bits(load(x, at[0], 4), "int32")
+        quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
+        return [tuple(e.bind_typed(v) for v in self.operand(quads, lanes))]
+
+    def multiply(
+        self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
+    ) -> list[Expr]:
+        """The `rows` accumulators of a group and a vector of channels, one multiplication further.
+
+        constant_weights: no weight is -128.
+        """
+        return [self.dot(acc[0], operand, weights, self.lanes(4))]
+
+    def fold(self, vectors: Sequence[Expr]) -> list[Expr]:
+        """`rows` vectors, one position each by all lanes' channels, as accumulators."""
+        return list(vectors)
+
+    def unfold(self, acc: Sequence[Expr]) -> list[Expr]:
+        """The inverse of `fold`."""
+        return list(acc)
 
     # ------------------------------------------------------------------------------------- requantise
     def floor_fma(self, acc: Expr, scale: Expr, addend: Expr, lanes: int) -> Expr:
@@ -115,8 +194,11 @@ class VectorInstructionSet(InstructionSet):
         high = [unpack(joined[2], joined[3], 4, high, count) for high in (False, True)]
         return [unpack(low[i], high[i], 8, half, count) for i in (0, 1) for half in (False, True)]
 
-    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
-        """Stored activation quads as arranged weights: (vector, element type, elements), to be stored in turn."""
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        """Stored activations as arranged weights: (vector, element type, elements), to be stored in turn.
+
+        quads: depth / 4 vectors, the quads of one multiplication in order.
+        """
         raise NotImplementedError  # pragma: no cover - abstract
 
     # ------------------------------------------------------------------------------------- fused steps

@@ -109,11 +109,11 @@ class X86(VectorInstructionSet):
 class Avx2(X86):
     """Bytes widened to 16 bits and VPMADDWD on pairs; weights are packed as int16."""
 
-    def arrange_weights(self, quads: Array) -> Array:
+    def arrange_weights(self, weights: Array) -> Array:
         # Even and odd elements of each quad separately: masking and one shift then widen the activations.
-        wide = quads.astype(np.int16)
+        wide = weights.astype(np.int16)
         halves = np.stack([wide[..., 0::2], wide[..., 1::2]], axis=-3)
-        return np.ascontiguousarray(halves.reshape(*quads.shape[:-2], -1))
+        return np.ascontiguousarray(halves.reshape(*weights.shape[:-2], -1))
 
     def load_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
         return (load(buffer, index, 2 * lanes), load(buffer, index + 2 * lanes, 2 * lanes))
@@ -124,8 +124,8 @@ class Avx2(X86):
         odd = tirx.shift_right(words, splat(8, "uint16", 2 * lanes))
         return tuple(bits(v, f"int16x{2 * lanes}") for v in (even, odd))
 
-    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
-        words = bits(tirx.bitwise_xor(quads, splat(128, "uint8", 4 * lanes)), f"int16x{2 * lanes}")
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        words = bits(tirx.bitwise_xor(quads[0], splat(128, "uint8", 4 * lanes)), f"int16x{2 * lanes}")
         eight = splat(8, "int16", 2 * lanes)
         even = tirx.shift_right(tirx.shift_left(words, eight), eight)
         return [(even, "int16", 2 * lanes), (tirx.shift_right(words, eight), "int16", 2 * lanes)]
@@ -145,8 +145,8 @@ class Vnni(X86):
         4: "llvm.x86.avx512.vpdpwssd.128", 8: "llvm.x86.avx512.vpdpwssd.256", 16: "llvm.x86.avx512.vpdpwssd.512",
     }  # fmt: skip
 
-    def as_weights(self, quads: Expr, lanes: int) -> list[tuple[Expr, str, int]]:
-        signed = bits(tirx.bitwise_xor(quads, splat(128, "uint8", 4 * lanes)), f"int8x{4 * lanes}")
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        signed = bits(tirx.bitwise_xor(quads[0], splat(128, "uint8", 4 * lanes)), f"int8x{4 * lanes}")
         return [(signed, "int8", 4 * lanes)]
 
     def add_pairs(self, acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
