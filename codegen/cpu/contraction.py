@@ -32,7 +32,7 @@ NO_BORDER: Border = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where everything lies. All strides count bytes; one byte is one stored int8.
+    """Where everything lies. All strides count elements: stored int8 values, in the input of `operand_dtype`.
 
     images x lines x pixels: the output positions. image_axes: (extent, input stride, weight stride) of the axes that
     number the images; weight strides count copies of the weights and are zero for constant ones. rows, columns:
@@ -49,7 +49,7 @@ class Geometry:
     pixels: int
     channels: int
     quads: int
-    input_bytes: int
+    input_elements: int
     line_stride: int
     pixel_stride: int
     rows: tuple[int, int] = (1, 0)
@@ -207,11 +207,11 @@ class _Writer:
             self.w = e.buffer("w", weights * copies, isa.weight_dtype)
             self.bias = e.buffer("bias", self.padded * copies, "int32")
 
-        self.x = e.buffer("x", geometry.input_bytes, self.isa.storage)
+        self.x = e.buffer("x", geometry.input_elements, self.isa.operand_dtype)
         if geometry.weight_copies:
             weight_buffers()
         if geometry.row_bias:
-            self.row_bias = e.buffer("row_bias", geometry.input_bytes // geometry.pixel_stride, "int32")
+            self.row_bias = e.buffer("row_bias", geometry.input_elements // geometry.pixel_stride, "int32")
         elements = geometry.positions * geometry.output_channels
         self.epilogue = Epilogue(isa, e, fused, elements)
         if not geometry.weight_copies:

@@ -38,7 +38,7 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
         assert not any(border)
         return depthwise(group, isa, bordered)
     x, *others = group.inputs
-    steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
+    steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded", isa.operand_dtype)
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
     tile = choose_tile(isa, geometry)
@@ -120,7 +120,7 @@ def geometry_of(
         pixels=n * oh * ow if flat else ow,
         channels=channels,
         quads=quads,
-        input_bytes=math.prod(shape),
+        input_elements=math.prod(shape),
         line_stride=op.stride[0] * w * c,
         pixel_stride=op.stride[1] * c,
         rows=(kh, op.dilation[0] * w * c),

@@ -271,8 +271,8 @@ class _Writer:
         columns = [c for c in range(4 * quad, 4 * quad + 4) if c in used]
         loaded = {c: self._column(row, c) for c in columns}
         rows = [loaded[c] if c in loaded else loaded[columns[0]] for c in range(4 * quad, 4 * quad + 4)]
-        quads = self.isa.interleave(rows, self.lanes)
-        return [tuple(self.e.bind_typed(p) for p in self.isa.operand(self.e.bind_typed(q), self.lanes)) for q in quads]
+        operands = self.isa.interleaved_operands(rows, self.lanes)
+        return [tuple(self.e.bind_typed(part) for part in operand) for operand in operands]
 
     def _column(self, row: Expr, column: int) -> Expr:
         """One column for all outputs of a vector: contiguous with stride 1, else gathered pixel by pixel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.operand_packing import VECTORS, column_bias, pack_right, row_bias
+from qcompiler.codegen.cpu.pad import NO_PADDING, padded_input
 from qcompiler.codegen.cpu.requantize import reachable_bound, rescale_constants, rescale_of
 from qcompiler.codegen.cpu.tiles import choose_tile
-from qcompiler.sim.integer_program import Dense, MatMul, Shape
+from qcompiler.sim.integer_program import Dense, MatMul, Shape, Tensor
 
 
 def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
@@ -38,7 +40,16 @@ def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
         "dense", isa, geometry, choose_tile(isa, geometry), weights, op.bias, offset_of(x, isa), op.requantize,
         reachable_bound(op, x), fused_ops(group),
     )  # fmt: skip
-    return [group.step(kernel)]
+    steps, source = _operand(isa, group, x, m)
+    names = (source, *(t.name for t in group.inputs[1:]))
+    return [*steps, Step(kernel, names, group.output.name, group.output.bytes, group.names)]
+
+
+def _operand(isa: VectorInstructionSet, group: Group, x: Tensor, rows: int) -> tuple[list[Step], str]:
+    """The left-hand side as the contraction reads it: x itself, or the step that widens it."""
+    flat = replace(x, shape=(1, rows, 1, math.prod(x.shape) // rows))
+    steps, name, _ = padded_input(isa, flat, NO_PADDING, False, f"{group.output.name}.wide", isa.operand_dtype)
+    return steps, name
 
 
 def _lines(
@@ -46,7 +57,7 @@ def _lines(
     row_bias: bool = False,
 ) -> Geometry:  # fmt: skip
     return Geometry(
-        image_axes=image_axes, lines=1, pixels=m, channels=n, quads=-(-k // 4), input_bytes=x_images * m * k,
+        image_axes=image_axes, lines=1, pixels=m, channels=n, quads=-(-k // 4), input_elements=x_images * m * k,
         line_stride=m * k, pixel_stride=k, weight_copies=copies, row_bias=row_bias,
     )  # fmt: skip
 
@@ -80,7 +91,9 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
     summing = Kernel("column_bias", column_bias, dict(blocks=all_blocks, **correction), all_blocks)
     weight_bytes = lanes * isa.block.units(geometry.quads) * isa.block.depth * np.dtype(isa.weight_dtype).itemsize
     steps = [Step(packing, (b.name,), packed, weight_bytes), Step(summing, (packed,), bias, 4 * lanes)]
-    sources = [a.name, packed, bias]
+    widening, source = _operand(isa, group, a, x_images * m)
+    steps += widening
+    sources = [source, packed, bias]
     if geometry.row_bias:
         rows = x_images * m
         ones = isa.arrange_weights(np.ones((isa.lanes(4), 4), dtype=np.int8))

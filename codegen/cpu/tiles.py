@@ -88,7 +88,7 @@ def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
     pixels = -negative_pixels
     weights = geometry.groups * geometry.channels * geometry.taps * geometry.quads * 4
     # The set of the inner sweep is read again for every step of the outer one: keep the larger set outside.
-    channels_outer = weights > SWEEP_BYTES or weights * geometry.images * geometry.lines >= geometry.input_bytes
+    channels_outer = weights > SWEEP_BYTES or weights * geometry.images * geometry.lines >= geometry.input_elements
     whole = geometry.pixels // pixels
     macs = lines * pixels * vectors * isa.lanes(4) * geometry.taps * geometry.quads * 4
     chunk = whole if geometry.lines > 1 else max(1, min(whole, TASK_MACS // macs))

@@ -71,7 +71,7 @@ def test_a_result_is_written_with_the_border_that_its_reader_pads_by(level, kern
         assert border == reader.padding
         steps = conv2d(producer, isa, border=border)
         steps += conv2d(Group((reader,), whole.tensors), isa, bordered=True)
-        assert len(steps) == 2
+        assert len([s for s in steps if s.kernel.name != "widen"]) == 2
         return steps
 
     assert_exact(program, lower, level)

@@ -88,6 +88,11 @@ class VectorInstructionSet(InstructionSet):
     def peak_macs(self) -> float:
         return self.dots_per_cycle * self.lanes(4) * self.block.depth
 
+    @property
+    def operand_dtype(self) -> str:
+        """Element type in which dense matrix work reads its input: the storage type, or a wider one (see `pad`)."""
+        return self.storage
+
     # ------------------------------------------------------------------------------------ dot product
     def arrange_weights(self, weights: Array) -> Array:
         """Weights int8 [..., lanes, depth] as they lie in memory, [..., elements] of `weight_dtype`.
@@ -103,6 +108,10 @@ class VectorInstructionSet(InstructionSet):
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         """Stored activation bytes (4 * lanes of them) as `dot` wants them."""
         return (quads,)
+
+    def interleaved_operands(self, rows: Sequence[Expr], lanes: int) -> list[tuple[Expr, ...]]:
+        """The four operands that `interleave` makes of four vectors of stored bytes."""
+        return [self.operand(quads, lanes) for quads in self.interleave(rows, lanes)]
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         """``acc[l] + sum over j of activation[4l + j] * weight[4l + j]``, exact modulo 2**32.
