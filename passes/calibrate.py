@@ -15,10 +15,11 @@ import onnxruntime
 import tvm
 
 from qcompiler.passes.export_onnx import Exported, batches, export_graph
-from qcompiler.passes.fuse import Fusion, analyse, epilogue
+from qcompiler.passes.fuse import MATRIX, Fusion, analyse, epilogue, has_weight
 from qcompiler.passes.graph import Graph, TensorType, read
 from qcompiler.passes.observers import Observer, make_observer
 from qcompiler.passes.ranges import (
+    Calibration,
     Parameters,
     Range,
     collapsed,
@@ -145,6 +146,7 @@ class FloatExecutor:
         self.sessions = [
             self._session(group, "batch" if batchable else None) for group in _groups(wanted, sizes, self.batch)
         ]
+        self._where = {n: e for s, e in zip(self.sessions, self.exported, strict=True) for n in s.tensors}
 
     def _session(self, tensors: list[str], batch: str | None) -> _Session:
         exported = export_graph(self.graph, tensors, batch)
@@ -176,9 +178,12 @@ class FloatExecutor:
 
     def run_canonical(self, samples: Samples) -> Iterator[tuple[str, Array]]:
         """As `run`, each value in the canonical tensor's own axis order."""
-        where = {name: e for s, e in zip(self.sessions, self.exported, strict=True) for name in s.tensors}
         for name, value in self.run(samples):
-            yield name, where[name].restore(name, value) if name in where else value
+            yield name, self.restore(name, value)
+
+    def restore(self, name: str, value: Array) -> Array:
+        """A value that `run` handed out, in the canonical tensor's own axis order; a view."""
+        return self._where[name].restore(name, value) if name in self._where else value
 
 
 def _groups(names: Sequence[str], sizes: Mapping[str, int], batch: int) -> list[list[str]]:
@@ -194,17 +199,43 @@ def _groups(names: Sequence[str], sizes: Mapping[str, int], batch: int) -> list[
 
 
 # --------------------------------------------------------------------------------------- calibration
-def observe(graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[str], Observer],
-            progress: Progress | None = None) -> dict[str, Observer]:  # fmt: skip
-    """One observer a tensor, made from its name. Raises CalibrationError naming a tensor that is not finite."""
+class ChannelMeans:
+    """Streaming means over everything but the last axis."""
+
+    def __init__(self, channels: int) -> None:
+        self._sum, self._rows = np.zeros(channels), 0
+
+    def update(self, values: Array) -> None:
+        """values: [..., C]."""
+        self._sum += values.sum(axis=tuple(range(values.ndim - 1)), dtype=np.float64)
+        self._rows += values.size // max(self._sum.size, 1)
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        return self._sum / max(self._rows, 1)
+
+
+def observe(
+    graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[str], Observer],
+    averaged: Iterable[str] = (), progress: Progress | None = None,
+) -> tuple[dict[str, Observer], dict[str, npt.NDArray[np.float64]]]:  # fmt: skip
+    """One observer for each of `names`, made from the name; the channel means of the tensors `averaged`.
+
+    Raises CalibrationError naming a tensor that is not finite.
+    """
     observers = {name: make(name) for name in names}
-    for name, value in FloatExecutor(graph, names).run(samples, progress):
+    means = {name: ChannelMeans(graph.types[name].shape[-1]) for name in averaged}
+    executor = FloatExecutor(graph, list(dict.fromkeys((*names, *means))))
+    for name, value in executor.run(samples, progress):
+        if not value.size:
+            continue
         try:
-            if value.size:
+            if name in observers:
                 observers[name].update(value)
         except FloatingPointError:
             raise CalibrationError(_collapse_message(name, "is not finite")) from None
-    return observers
+        if name in means:
+            means[name].update(executor.restore(name, value))
+    return observers, {name: seen.mean() for name, seen in means.items()}
 
 
 def calibrate(
@@ -213,8 +244,8 @@ def calibrate(
     observer: str = DEFAULT_OBSERVER,
     progress: Progress | None = None,
     **options: Any,
-) -> dict[str, Parameters]:
-    """Scale and zero point of every tensor that becomes int8, by its name.
+) -> Calibration:
+    """Scale and zero point of every tensor that becomes int8, by its name, and the channel means behind weights.
 
     module: canonical float module. samples: any iterable of {input name: array}; consumed once. observer: a name
     from `observers.OBSERVERS`, options: its parameters. progress: called with the number of samples done.
@@ -236,13 +267,16 @@ def calibrate(
             return make_observer("min_max")
         return make_observer(observer, **options)
 
-    observers = observe(graph, names, samples, make, progress)
+    weighted = [
+        n.inputs[0] for n in graph.nodes if n.op in MATRIX and n.name not in fusion.reasons and has_weight(graph, n)
+    ]
+    observers, means = observe(graph, names, samples, make, weighted, progress)
     ranges = {name: seen.range() for name, seen in observers.items()}
     result: dict[str, Parameters] = {}
     for group in groups:
         found = group_parameters(graph, group, *_group_range(graph, fusion, group, ranges))
         result.update((name, found) for name in group)
-    return {name: result[name] for name in fusion.quantised}
+    return Calibration({name: result[name] for name in fusion.quantised}, means)
 
 
 def _group_range(graph: Graph, fusion: Fusion, group: Sequence[str], ranges: Mapping[str, Range]) -> Range:

@@ -142,7 +142,7 @@ def declines(graph: Graph, node: Node) -> str | None:
 # --------------------------------------------------------------------------------------- absorption
 def is_bias(graph: Graph, root: Node, node: Node) -> bool:
     """`node` adds a constant vector over the last axis (or a scalar) to the result of matrix work."""
-    if node.op != "add" or root.op not in MATRIX or not _has_constant_weight(graph, root):
+    if node.op != "add" or root.op not in MATRIX or not has_weight(graph, root):
         return False
     return any(
         n in graph.constants
@@ -165,7 +165,8 @@ def is_factor(graph: Graph, root: Node, node: Node) -> bool:
     return (node.op == "multiply" or name == right) and graph.types[node.name].shape == graph.types[root.name].shape
 
 
-def _has_constant_weight(graph: Graph, root: Node) -> bool:
+def has_weight(graph: Graph, root: Node) -> bool:
+    """Matrix work by a constant: a convolution's weight, or a matrix that a matmul has on its right."""
     return root.inputs[1] in graph.constants and (root.op != "matmul" or _rank(graph, root.inputs[1]) == 2)
 
 

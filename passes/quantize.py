@@ -15,10 +15,11 @@ import tvm
 from tvm import relax
 
 from qcompiler.passes.base import Pass, explain
-from qcompiler.passes.fuse import MATRIX, Fusion, analyse, epilogue, is_bias, is_factor, is_lane_constant
+from qcompiler.passes.fuse import MATRIX, Fusion, analyse, epilogue, has_weight, is_bias, is_factor, is_lane_constant
 from qcompiler.passes.graph import Array, Graph, Node, read
-from qcompiler.passes.ranges import Parameters, parameters
+from qcompiler.passes.ranges import Calibration, Parameters, parameters
 from qcompiler.passes.rewrite import Rewriter, const
+from qcompiler.passes.weight_rounding import mean_shift
 from qcompiler.sim.errors import CalibrationError
 from qcompiler.sim.numerics import WEIGHT_MAX, quantize_linear
 
@@ -33,11 +34,13 @@ class Quantize(Pass):
     """ranges: tensor name to (scale, zero point) from `calibrate`; none: the module stays a float program.
 
     per_channel: one weight scale per output channel (otherwise one per tensor).
+    correct_means: with the channel means of a `Calibration`, take the mean error of rounded weights out of the biases.
     Raises CalibrationError when the ranges do not cover the tensors of this module.
     """
 
     ranges: Mapping[str, Parameters] | None = None
     per_channel: bool = True
+    correct_means: bool = True
 
     def run(self, module: tvm.IRModule) -> tvm.IRModule:
         if self.ranges is None:
@@ -51,7 +54,8 @@ class Quantize(Pass):
             )
         for name, reason in fusion.reasons.items():
             explain(name, f"stays float: {reason}")
-        return _Inserter(module, _Plan(graph, fusion, self.ranges, self.per_channel)).run()
+        means = self.ranges.means if self.correct_means and isinstance(self.ranges, Calibration) else {}
+        return _Inserter(module, _Plan(graph, fusion, self.ranges, means, self.per_channel)).run()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class _Plan:
     graph: Graph
     fusion: Fusion
     ranges: Mapping[str, Parameters]
+    means: Mapping[str, npt.NDArray[np.float64]]
     per_channel: bool
     constants: dict[str, ConstantParameters] = field(default_factory=dict)
 
@@ -78,14 +83,10 @@ class _Plan:
         for node in self.graph.nodes:
             if node.name in self.fusion.reasons:
                 continue
-            if node.op in MATRIX and self._has_weight(node):
+            if node.op in MATRIX and has_weight(self.graph, node):
                 self._weight(node)
             elif node.op in ("add", "subtract", "multiply", "matmul", "take"):
                 self._operand(node)
-
-    def _has_weight(self, node: Node) -> bool:
-        weight = node.inputs[1]
-        return weight in self.graph.constants and self.graph.constants[weight].ndim == (4 if node.op != "matmul" else 2)
 
     def _weight(self, node: Node) -> None:
         """Weight and bias of a convolution or matmul."""
@@ -106,6 +107,9 @@ class _Plan:
         values = np.clip(np.rint(weight / scale.reshape(shape)), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
         self.constants[node.inputs[1]] = ConstantParameters(values, scale, 0, axis)
         if bias_name is not None:
+            if node.inputs[0] in self.means:
+                error = values * scale.reshape(shape) - weight
+                bias = bias - factor * mean_shift(graph, node, error, self.means[node.inputs[0]])
             bias_scale = (scale.astype(np.float64) * x_scale * factor).astype(np.float32)
             quantised = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
             self.constants[bias_name] = ConstantParameters(quantised, bias_scale, 0, 0)

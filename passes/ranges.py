@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from qcompiler.passes.fuse import MOVES, Fusion
 from qcompiler.passes.graph import Graph, Node
@@ -13,6 +14,19 @@ from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, SOFTMAX_ZERO_POINT, softm
 Range = tuple[float, float]
 Parameters = tuple[float, int]
 """(scale, zero point) of an int8 tensor; the scale is a float32 value."""
+
+
+class Calibration(dict[str, Parameters]):
+    """What calibration found: tensor name to `Parameters`, in graph order.
+
+    means: tensor name to the means of its channels (the last axis) over samples and positions, float64 [C], for the
+    tensors that meet constant weights.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameters], means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        super().__init__(parameters)
+        self.means = means
+
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 

@@ -24,7 +24,6 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     calibration: Source | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     observer: str = Options.observer,
-    bias_correction: bool = False,
     rounding: Rounding = Options.rounding,
     passes: str | None = None,
     name: str = Options.name,
@@ -44,8 +43,8 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
     """
     options = Options(
-        shapes=shapes or {}, observer=observer, bias_correction=bias_correction, rounding=rounding, passes=passes,
-        name=name, dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
+        shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
+        dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
         min_sqnr=min_sqnr, min_agreement=min_agreement, host_fallback=host_fallback,
     )  # fmt: skip
     return compile_model(model, target, calibration, output, options, progress or Progress())
@@ -58,12 +57,11 @@ def quantize(
     calibration: Source,
     shapes: Mapping[str, Sequence[int]] | None = None,
     observer: str = Options.observer,
-    bias_correction: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the quantised model as ONNX with QuantizeLinear and DequantizeLinear nodes to the file `output`.
 
     Arguments and errors as in `compile`.
     """
-    options = Options(shapes=shapes or {}, observer=observer, bias_correction=bias_correction)
+    options = Options(shapes=shapes or {}, observer=observer)
     quantise_to_onnx(model, calibration, output, options, progress or Progress())

@@ -45,13 +45,6 @@ Observer = Annotated[
     str | None,
     typer.Option(help="How calibration finds ranges: min_max, moving_average, percentile, entropy or mse."),
 ]
-BiasCorrection = Annotated[
-    bool,
-    typer.Option(
-        "--bias-correction",
-        help="Take the mean error of rounding out of the biases; runs 64 samples a layer, so for small networks.",
-    ),
-]
 Passes = Annotated[
     str | None,
     typer.Option(metavar="TEXT", help="Passes that replace canonicalisation: name,name{option=value},..."),
@@ -85,7 +78,6 @@ def compile(  # noqa: A001
     calibration: Calibration = None,
     shape: Shapes = None,
     observer: Observer = None,
-    bias_correction: BiasCorrection = False,
     rounding: Annotated[
         str | None,
         typer.Option(help="Of requantisation: exact_half_up, f32_half_even, q31_single or q31_double."),
@@ -127,8 +119,7 @@ def compile(  # noqa: A001
     from qcompiler.progress import for_stderr
 
     options = _options(
-        shapes=_shapes(shape), observer=observer, bias_correction=bias_correction, rounding=rounding, name=name,
-        passes=passes, dump_ir=dump_ir,
+        shapes=_shapes(shape), observer=observer, rounding=rounding, name=name, passes=passes, dump_ir=dump_ir,
         time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
         host_fallback=host_fallback,
     )  # fmt: skip
@@ -172,7 +163,6 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The quantised model.")],
     shape: Shapes = None,
     observer: Observer = None,
-    bias_correction: BiasCorrection = False,
     passes: Passes = None,
     dump_ir: DumpIR = None,
     time_passes: TimePasses = False,
@@ -189,7 +179,7 @@ def quantize(
     from qcompiler.progress import for_stderr
 
     options = _options(
-        shapes=_shapes(shape), observer=observer, bias_correction=bias_correction, passes=passes, dump_ir=dump_ir,
+        shapes=_shapes(shape), observer=observer, passes=passes, dump_ir=dump_ir,
         time_passes=time_passes, explain=explain,
     )  # fmt: skip
     quantise_to_onnx(model, calibration, output, options, for_stderr())

@@ -21,7 +21,6 @@ from qcompiler.output import new_directory, new_file
 from qcompiler.passes import base
 from qcompiler.passes.calibrate import DEFAULT_OBSERVER, calibrate
 from qcompiler.passes.canonical import canonical_pipeline
-from qcompiler.passes.correct_bias import CorrectBias, bias_shifts
 from qcompiler.passes.export_onnx import export
 from qcompiler.passes.graph import Graph, read
 from qcompiler.passes.integerize import integerize
@@ -50,8 +49,7 @@ OUTPUT_SAMPLES = 100
 class Options:
     """How to compile.
 
-    shapes: of inputs whose shape the model leaves open. observer: how calibration finds ranges. bias_correction: take
-    the mean error of rounding out of the biases, a run of the samples a layer. rounding: of
+    shapes: of inputs whose shape the model leaves open. observer: how calibration finds ranges. rounding: of
     requantisation (`sim.numerics.Rounding`). passes: text pipeline that replaces canonicalisation. name: prefix of the
     C symbols. dump_ir: folder for the IR before and after each pass. time_passes, explain: report pass times, and
     rewrites that declined. min_sqnr (dB), min_agreement (0..1): gates on the first output.
@@ -60,7 +58,6 @@ class Options:
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     observer: str = DEFAULT_OBSERVER
-    bias_correction: bool = False
     rounding: Rounding = "exact_half_up"
     passes: str | None = None
     name: str = "model"
@@ -158,12 +155,8 @@ def quantise_model(
         )
     with progress.stage("calibrate"):
         ranges = calibrate(module, progress.track(samples), observer=options.observer)
-    passes: tuple[base.Pass, ...] = (Quantize(ranges),)
-    if options.bias_correction:
-        with progress.stage("correct biases"):
-            passes = (CorrectBias(bias_shifts(module, ranges, samples)), *passes)
     with progress.stage("quantise"):
-        quantised = run(base.Pipeline(passes), module)
+        quantised = run(base.Pipeline((Quantize(ranges),)), module)
     run.report()
     return Quantised(module, quantised, samples)
 

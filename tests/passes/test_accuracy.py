@@ -107,3 +107,12 @@ def test_tiny_models_against_onnx_runtime(shared, tmp_path, name, inputs):
     calibration, test = samples[:100], samples[100:]
     best = best_of_onnx_runtime(model, calibration, test, tmp_path)
     assert sqnr(run_onnx(model, test), ours(model, calibration, test)) >= best
+
+
+@pytest.mark.slow
+def test_encoder_stays_close_to_float(bench_models):
+    """bert-base, 128 tokens: integer throughout, cosine to float at least 0.999 on unseen inputs."""
+    model = bench_models / "bert_base_enc.onnx"
+    samples = [{"input": np.random.default_rng(i).normal(0, 1, (1, 128, 768)).astype(np.float32)} for i in range(9)]
+    exact, scores = run_onnx(model, samples[8:]).astype(float), ours(model, samples[:8], samples[8:]).astype(float)
+    assert np.sum(exact * scores) / np.sqrt(np.sum(exact * exact) * np.sum(scores * scores)) >= 0.999

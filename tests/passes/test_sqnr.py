@@ -10,6 +10,7 @@ from qcompiler.passes.calibrate import calibrate
 from qcompiler.passes.canonical import canonical_pipeline
 from qcompiler.passes.integerize import integerize
 from qcompiler.passes.quantize import Quantize
+from qcompiler.passes.ranges import Calibration
 from qcompiler.passes.sqnr import float_name, layer_sqnr, sqnr_db
 
 
@@ -24,7 +25,7 @@ def test_every_layer_of_a_network():
     assert all(15 < value < 80 for value in layers.values())
 
     scale, zero = ranges["a.relu"]
-    worse = dict(ranges) | {"a.relu": (float(np.float32(scale / 8)), zero)}
+    worse = Calibration({**ranges, "a.relu": (float(np.float32(scale / 8)), zero)}, ranges.means)
     broken = layer_sqnr(canonical, integerize(Quantize(worse).run(canonical)), data, limit=3)
     assert broken["stem.relu"] == layers["stem.relu"]  # in front of the culprit nothing changes
     assert broken["a.relu"] < layers["a.relu"] - 10
