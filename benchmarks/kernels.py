@@ -18,10 +18,10 @@ from qcompiler.codegen.cpu.conv import conv2d
 from qcompiler.codegen.cpu.emit import Emitter, bits, splat
 from qcompiler.codegen.cpu.gemm import dense, matmul
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
-from qcompiler.codegen.cpu.isa.x86 import X86_LEVELS
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.loops import tasks
 from qcompiler.codegen.cpu.measure import LoadedSteps
+from qcompiler.codegen.cpu.target import cpu_target
 from qcompiler.sim.integer_program import Conv2d, Dense, MatMul, Operation, Requantize, Tensor
 
 # (name, height and width, input channels, output channels, kernel, stride, padding, how often in the network)
@@ -110,6 +110,7 @@ def transformer_groups(width: int = 768, length: int = 128, heads: int = 12) -> 
     ]
 
 
+LEVELS = cpu_target("x86").levels
 VECTORS, ROUNDS = 2, 10000
 
 
@@ -147,11 +148,11 @@ def peak(isa: VectorInstructionSet) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=["resnet50"])
-    parser.add_argument("--isa", default=X86_LEVELS[0].name, choices=[level.name for level in X86_LEVELS])
+    parser.add_argument("--isa", default=LEVELS[0].name, choices=[level.name for level in LEVELS])
     parser.add_argument("--only", default="", help="layers whose name starts with this")
     parser.add_argument("--repeat", type=int, default=30)
     options = parser.parse_args()
-    isa = next(level for level in X86_LEVELS if level.name == options.isa)
+    isa = next(level for level in LEVELS if level.name == options.isa)
     top = peak(isa)
     print(f"{isa.name}: measured peak {top * 1e-9:.0f} GMAC/s")
     for network in options.networks:

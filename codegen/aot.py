@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from qcompiler.codegen.cpu.compile import compile_kernels
+from qcompiler.codegen.cpu.compile import code_level, compile_kernels
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
@@ -123,11 +123,12 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder:
         work = Path(folder)
         objects: list[Path] = []
+        known: dict[Hashable, str] = {}
         for isa in target.levels:
             with say.stage(f"kernels for {isa.name}"):
                 lowered = lower(program, isa)
                 plan = _plan(lowered)
-                symbols, kernels = _symbols(lowered.steps, isa)
+                symbols, kernels = _symbols(lowered.steps, isa, known)
                 compiled += len(kernels)
                 objects += say.track(compile_kernels(kernels, isa, work), len(kernels))
                 levels.append(
@@ -168,15 +169,17 @@ def _plan(lowered: Lowered) -> MemoryPlan:
     return plan_memory([Buffer(n, size, first[n], last[n]) for n, size in lowered.arena.items()])
 
 
-def _symbols(steps: Sequence[Step], isa: VectorInstructionSet) -> tuple[list[str], dict[str, Kernel]]:
-    """The symbol of each step's kernel, and one kernel for each symbol."""
-    known: dict[Any, str] = {}
+def _symbols(
+    steps: Sequence[Step], isa: VectorInstructionSet, known: dict[Hashable, str]
+) -> tuple[list[str], dict[str, Kernel]]:
+    """The symbol of each step's kernel, and one kernel for each symbol that is new; known: those of other levels."""
     kernels: dict[str, Kernel] = {}
     symbols = []
     for step in steps:
-        key = step.kernel.key
+        level = code_level(isa, step.kernel).name
+        key = (level, step.kernel.key)
         if key not in known:
-            known[key] = f"{identifier(isa.name)}_{len(known)}_{identifier(step.kernel.name)}"
+            known[key] = f"{identifier(level)}_{len(known)}_{identifier(step.kernel.name)}"
             kernels[known[key]] = step.kernel
         symbols.append(known[key])
     return symbols, kernels

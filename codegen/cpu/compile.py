@@ -110,6 +110,11 @@ def _object(module: Any) -> bytes:
         os.close(handle)
 
 
+def code_level(isa: Any, kernel: Kernel) -> Any:
+    """The level whose instructions the kernel is made of: the base of a level that it uses nothing new of."""
+    return isa if kernel.extended or isa.base is None else isa.base
+
+
 def compile_kernels(kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> Iterator[Path]:
     """Schedule and compile each kernel into ``directory/<symbol>.o``; yields the files in the order given.
 
@@ -120,7 +125,8 @@ def compile_kernels(kernels: Mapping[str, Kernel], isa: InstructionSet, director
     def one(item: tuple[str, Kernel]) -> Path:
         symbol, kernel = item
         path = directory / f"{symbol}.o"
-        path.write_bytes(_object(compile_function(kernel.template(isa, **kernel.parameters), symbol, isa)))
+        level = code_level(isa, kernel)
+        path.write_bytes(_object(compile_function(kernel.template(level, **kernel.parameters), symbol, level)))
         return path
 
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.codegen.cpu.contraction import NO_BORDER, Border, Geometry, contraction_kernel
+from qcompiler.codegen.cpu.contraction import NO_BORDER, Border, Geometry
 from qcompiler.codegen.cpu.depthwise import MAX_KERNEL_AREA, depthwise
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
+from qcompiler.codegen.cpu.matrix_work import matrix_kernel
 from qcompiler.codegen.cpu.pad import padded_input
 from qcompiler.codegen.cpu.requantize import reachable_bound
-from qcompiler.codegen.cpu.tiles import choose_tile
 from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor
 
 Array = npt.NDArray[Any]
@@ -41,10 +41,9 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded", isa.operand_dtype)
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
-    tile = choose_tile(isa, geometry)
-    kernel = contraction_kernel(
-        "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize,
-        reachable_bound(op, x), fused_ops(group),
+    kernel = matrix_kernel(
+        "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
+        fused_ops(group),
     )  # fmt: skip
     names = (source, *(t.name for t in others))
     steps.append(Step(kernel, names, group.output.name, geometry.output_bytes, group.names))

@@ -7,22 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from qcompiler.codegen.cpu.contraction import (
-    Geometry,
-    blocks_of,
-    contraction,
-    contraction_kernel,
-    lane_order,
-    task_count,
-)
+from qcompiler.codegen.cpu.contraction import Geometry, blocks_of, lane_order
 from qcompiler.codegen.cpu.conv import offset_of
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
+from qcompiler.codegen.cpu.matrix_work import matrix_kernel, packed_kernel
 from qcompiler.codegen.cpu.operand_packing import VECTORS, column_bias, pack_right, row_bias
 from qcompiler.codegen.cpu.pad import NO_PADDING, padded_input
 from qcompiler.codegen.cpu.requantize import reachable_bound, rescale_constants, rescale_of
-from qcompiler.codegen.cpu.tiles import choose_tile
 from qcompiler.sim.integer_program import Dense, MatMul, Shape, Tensor
 
 
@@ -36,9 +29,9 @@ def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
     quads = -(-k // 4)
     weights = np.pad(op.weight, ((0, 0), (0, 4 * quads - k))).reshape(1, n, quads, 4)
     geometry = _lines((), m, n, k)
-    kernel = contraction_kernel(
-        "dense", isa, geometry, choose_tile(isa, geometry), weights, op.bias, offset_of(x, isa), op.requantize,
-        reachable_bound(op, x), fused_ops(group),
+    kernel = matrix_kernel(
+        "dense", isa, geometry, weights, op.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
+        fused_ops(group),
     )  # fmt: skip
     steps, source = _operand(isa, group, x, m)
     names = (source, *(t.name for t in group.inputs[1:]))
@@ -80,9 +73,7 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
     x_images = math.prod(a.shape[:-2])
     axes = tuple(zip(lead, _strides(a.shape[:-2], lead, m * k), _strides(b.shape[:-2], lead, 1), strict=True))
     geometry = _lines(axes, m, n, k, x_images, copies, row_bias=b.zero_point != 0)
-    tile = choose_tile(isa, geometry)
-    blocks = blocks_of(geometry, tile.vectors, isa.lanes(4))
-    assert tile.vectors == VECTORS
+    blocks = blocks_of(geometry, VECTORS, isa.lanes(4))
     name, offset = group.output.name, offset_of(a, isa)
     packed, bias = f"{name}.packed", f"{name}.bias"
     all_blocks, lanes = copies * blocks.count, copies * blocks.total_vectors * isa.lanes(4)
@@ -102,9 +93,7 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
         sources.append(steps[-1].output)
     rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64), isa)
     constants = rescale_constants(op.requantize, rescale, n, lane_order(isa, geometry, blocks))
-    fused = fused_ops(group)
-    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
-    kernel = Kernel("matmul", contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
+    kernel = packed_kernel("matmul", isa, geometry, rescale, constants, fused_ops(group))
     names = (*sources, *(t.name for t in others))
     steps.append(Step(kernel, names, name, group.output.bytes, group.names))
     return steps

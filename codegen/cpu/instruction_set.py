@@ -13,7 +13,9 @@ class InstructionSet:
 
     name: as in a target ("avx2"); vector_bytes: width of the integer registers; llvm: TVM's target as a dict;
     storage: how an int8 activation lies in memory ("uint8" holds value + 128, see `kernel`); cpu_flags: the
-    features a CPU must report, by the names of Linux's /proc/cpuinfo.
+    features a CPU must report, by the names of Linux's /proc/cpuinfo; base: the level that this one adds to: a kernel
+    which uses nothing of what is added is the base's, compiled once for both (see `Kernel.extended`);
+    state_component: number of the register state that a Linux process must ask for before it may use it, if any.
     """
 
     name: str
@@ -21,6 +23,8 @@ class InstructionSet:
     llvm: Mapping[str, Any]
     storage: Literal["uint8", "int8"]
     cpu_flags: tuple[str, ...] = ()
+    base: InstructionSet | None = None
+    state_component: int | None = None
 
     @property
     def storage_offset(self) -> int:

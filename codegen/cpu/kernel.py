@@ -48,6 +48,9 @@ class Kernel:
     in_place: tuple[int, ...] = ()
     """The inputs whose memory the output may take: each element is read before the same place is written."""
 
+    extended: bool = False
+    """The kernel uses what its level adds to the level's base (`InstructionSet.base`)."""
+
     @property
     def key(self) -> tuple[Hashable, ...]:
         """Equal keys mean equal machine code for one instruction set."""

@@ -33,11 +33,20 @@ def aligned_copy(values: Array) -> Array:
     return raw[start:]
 
 
+def request_state(isa: InstructionSet) -> bool:
+    """Ask Linux for the registers of a level that are not given unasked, for this process; whether it may use them."""
+    if isa.state_component is None:
+        return True
+    arch_prctl, request_permission = 158, 0x1023  # system call of x86-64; ARCH_REQ_XCOMP_PERM
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, isa.state_component) == 0)
+
+
 class LoadedSteps:
     """Compiled steps with memory for their tensors; `run` executes them in order."""
 
     def __init__(self, steps: Sequence[Step], isa: InstructionSet, inputs: Mapping[str, Array]) -> None:
         """inputs: tensor name to its stored value (see `kernel.stored`)."""
+        request_state(isa)
         self.steps = list(steps)
         kernels: dict[Any, tuple[str, Kernel]] = {}
         for step in self.steps:

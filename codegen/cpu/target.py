@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcompiler.codegen.cpu.isa.amx import AMX
 from qcompiler.codegen.cpu.isa.arm import ARM_LEVELS, DOTPROD, I8MM, NEON
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
@@ -67,8 +68,9 @@ CPU_TARGETS: dict[str, CpuTarget] = {
     target.name: target
     for target in (
         CpuTarget(
-            "x86", "x86-64, chosen at load: AVX-512 VNNI, AVX-VNNI or AVX2", (AVX512_VNNI, AVX_VNNI, AVX2)
+            "x86", "x86-64, chosen at load: AMX, AVX-512 VNNI, AVX-VNNI or AVX2", (AMX, AVX512_VNNI, AVX_VNNI, AVX2)
         ),
+        CpuTarget("x86:amx", "x86-64 with AMX (Sapphire Rapids and later)", (AMX,)),
         CpuTarget("x86:avx512-vnni", "x86-64 with AVX-512 VNNI (Cascade Lake, Zen 4 and later)", (AVX512_VNNI,)),
         CpuTarget("x86:avx-vnni", "x86-64 with AVX-VNNI (Alder Lake, Zen 5 and later)", (AVX_VNNI,)),
         CpuTarget("x86:avx2", "x86-64 with AVX2 and FMA (Haswell, Zen and later)", (AVX2,)),

@@ -5,6 +5,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static uint64_t saved_state(void) {
     uint32_t low, high;
@@ -13,7 +15,7 @@ static uint64_t saved_state(void) {
 }
 
 uint64_t qc_cpu_features(void) {
-    enum { OSXSAVE = 1 << 27, YMM_STATE = 0x6, ZMM_STATE = 0xe6 };
+    enum { OSXSAVE = 1 << 27, YMM_STATE = 0x6, ZMM_STATE = 0xe6, TILE_STATE = 0x60000 };
     uint32_t a, b, c, d, a1, b1, c1, d1;
     uint64_t features = 0, state;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return 0;
@@ -31,7 +33,16 @@ uint64_t qc_cpu_features(void) {
     if (b & (1u << 31)) features |= QC_CPU_AVX512VL;
     if (c & (1u << 1)) features |= QC_CPU_AVX512VBMI;
     if (c & (1u << 11)) features |= QC_CPU_AVX512_VNNI;
+    if ((state & TILE_STATE) != TILE_STATE) return features;
+    if (d & (1u << 24)) features |= QC_CPU_AMX_TILE;
+    if (d & (1u << 25)) features |= QC_CPU_AMX_INT8;
     return features;
+}
+
+/* Source: Linux, Documentation/arch/x86/xstate.rst. The permission holds for every thread of the process. */
+int qc_cpu_permit(uint64_t features) {
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return !(features & QC_CPU_AMX_TILE) || syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
 #elif defined(__aarch64__)
@@ -45,8 +56,18 @@ uint64_t qc_cpu_features(void) {
            (more & I8MM ? QC_CPU_I8MM : 0);
 }
 
+int qc_cpu_permit(uint64_t features) {
+    (void)features;
+    return 1;
+}
+
 #else
 
 uint64_t qc_cpu_features(void) { return 0; }
+
+int qc_cpu_permit(uint64_t features) {
+    (void)features;
+    return 1;
+}
 
 #endif

@@ -12,6 +12,8 @@
 #define QC_CPU_AVX512VL (1ull << 7)
 #define QC_CPU_AVX512_VNNI (1ull << 8)
 #define QC_CPU_AVX512VBMI (1ull << 9)
+#define QC_CPU_AMX_TILE (1ull << 10)
+#define QC_CPU_AMX_INT8 (1ull << 11)
 
 #define QC_CPU_ASIMD (1ull << 32)
 #define QC_CPU_ASIMDDP (1ull << 33)

@@ -57,6 +57,7 @@ const char *qc_error(int status);
 
 /* cpu.c */
 uint64_t qc_cpu_features(void);
+int qc_cpu_permit(uint64_t features); /* whether the system lets this process use them: it may have to be asked */
 
 /* threads.c */
 int qc_set_threads(int threads, size_t scratch_bytes);

@@ -18,6 +18,7 @@ static int force(const struct qc_model *model, const char *name, const struct qc
         const struct qc_level *candidate = &model->levels[i];
         if (strlen(candidate->name) != length || strncmp(candidate->name, name, length) != 0) continue;
         if (!unasked && (candidate->features & ~qc_cpu_features()) != 0) return QC_ERROR_ISA;
+        if (!qc_cpu_permit(candidate->features)) return QC_ERROR_ISA;
         *level = candidate;
         return QC_OK;
     }
@@ -36,7 +37,8 @@ int qc_select(const struct qc_model *model, const struct qc_level **level) {
     } else {
         features = qc_cpu_features();
         for (int i = 0; i < model->level_count && *level == NULL; i++)
-            if ((model->levels[i].features & ~features) == 0) *level = &model->levels[i];
+            if ((model->levels[i].features & ~features) == 0 && qc_cpu_permit(model->levels[i].features))
+                *level = &model->levels[i];
         if (*level == NULL) return QC_ERROR_ISA;
     }
     atomic_store_explicit(&chosen, *level, memory_order_release);

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qcompiler.codegen.cpu.isa.amx import AMX
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
 from qcompiler.codegen.cpu.kernel import Group, Step, stored
@@ -18,7 +19,8 @@ from qcompiler.sim.integer_program import Add, Conv2d, IntegerProgram, MatMul, O
 from qcompiler.sim.numerics import add_multipliers
 from qcompiler.sim.reference import execute
 
-LEVELS = {level.name: level for level in (AVX512_VNNI, AVX_VNNI, AVX2)}
+LEVELS = {level.name: level for level in (AMX, AVX512_VNNI, AVX_VNNI, AVX2)}
+VECTOR_LEVELS = {name: level for name, level in LEVELS.items() if level is not AMX}
 
 
 @functools.cache

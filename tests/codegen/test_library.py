@@ -15,13 +15,14 @@ from conftest import Library
 from program_builder import ProgramBuilder
 
 from qcompiler.codegen import aot
-from qcompiler.codegen.cpu.target import cpu_target, host_cpu_flags
+from qcompiler.codegen.cpu.target import CpuTarget, cpu_target, host_cpu_flags
 from qcompiler.sim import reference
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.integer_program import IntegerProgram
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "codegen" / "runtime"
+X86 = cpu_target("x86").levels
 NO_PYTHON = {"PATH": "/usr/bin:/bin"}
 
 
@@ -63,7 +64,7 @@ def test_c_example_needs_only_gcc(library: str, tmp_path: Path) -> None:
     )  # fmt: skip
     done = subprocess.run([binary, source, found], env=NO_PYTHON, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"computed with avx[\w-]+\n", done.stderr)
+    assert re.fullmatch(r"computed with (avx|amx)[\w-]*\n", done.stderr)
     assert found.read_bytes() == wanted.read_bytes()
 
 
@@ -79,7 +80,9 @@ def test_products_name_nothing_foreign(tmp_path: Path) -> None:
     api = {f"net_{n}" for n in ("run", "set_threads", "isa", "error", "profile", "step_count", "step_name")}
     assert set(symbols("--defined-only", "--extern-only", "model.o")) == api
     assert set(symbols("-D", "--defined-only", "model.so")) == api
-    allowed = re.compile(r"_GLOBAL_OFFSET_TABLE_|pthread_\w+|aligned_alloc|clock_gettime|free|getenv|str\w+|mem\w+")
+    allowed = re.compile(
+        r"_GLOBAL_OFFSET_TABLE_|pthread_\w+|aligned_alloc|clock_gettime|free|getenv|syscall|str\w+|mem\w+"
+    )
     assert [s for s in symbols("-u", "model.o") if not allowed.fullmatch(s)] == []
 
 
@@ -162,10 +165,13 @@ def test_report_places_every_operation(build_library: Callable[..., Library]) ->
     assert report.arena_bytes >= report.arena_bound > 0
 
 
-def isa_of(path: Path, forced: str | None, prefix: str = "model") -> tuple[str | None, int]:
-    """(instruction set chosen, status of a call) in a process of its own, where nothing is chosen yet."""
+def isa_of(path: Path, forced: str | None, before: str = "pass") -> tuple[str | None, int]:
+    """(instruction set chosen, status of a call) in a process of its own, where nothing is chosen yet.
+
+    before: Python that runs before the library is loaded.
+    """
     code = (
-        "import ctypes, sys; d = ctypes.CDLL(sys.argv[1]); d.model_isa.restype = ctypes.c_char_p;"
+        f"import ctypes, sys; {before}; d = ctypes.CDLL(sys.argv[1]); d.model_isa.restype = ctypes.c_char_p;"
         "x = ctypes.create_string_buffer(1 << 20); p = (ctypes.c_void_p * 1)(ctypes.addressof(x));"
         "print(repr(d.model_isa()), d.model_run(p, p, x))"
     )
@@ -187,6 +193,35 @@ def test_instruction_set_is_chosen_or_forced(tmp_path: Path) -> None:
     for level in target.levels:
         supported = host_cpu_flags() >= set(level.cpu_flags)
         assert isa_of(tmp_path / "model.so", level.name) == ((level.name, 0) if supported else (None, 2))
+
+
+@pytest.mark.skipif(not cpu_target("x86:amx").supported_here(), reason="CPU lacks AMX")
+def test_tiles_that_linux_refuses_are_not_used(tmp_path: Path) -> None:
+    """Linux grants the tile registers only where they fit onto every alternate signal stack."""
+    _, program = small_network()
+    aot.build(program, cpu_target("x86"), tmp_path)
+    small_stack = (
+        "stack = ctypes.create_string_buffer(4096);"
+        "argument = (ctypes.c_int64 * 3)(ctypes.addressof(stack), 0, 4096);"
+        "assert ctypes.CDLL(None).sigaltstack(argument, None) == 0"
+    )
+    assert isa_of(tmp_path / "model.so", None) == ("amx", 0)
+    assert isa_of(tmp_path / "model.so", None, small_stack) == ("avx512-vnni", 0)
+    assert isa_of(tmp_path / "model.so", "amx", small_stack) == (None, 2)
+    assert isa_of(tmp_path / "model.so", "amx!", small_stack) == (None, 2)
+
+
+def test_levels_share_the_kernels_that_do_not_differ(tmp_path: Path) -> None:
+    """amx adds kernels for matrix work alone: everything else is avx512-vnni's."""
+    b = ProgramBuilder(1)
+    x = b.quantize(b.input((1, 28, 28, 64), "float32"))
+    program = b.program([b.dequantize(b.max_pool(b.conv(x, 64, (3, 3), padding=(1, 1, 1, 1)), (2, 2), (2, 2)))])
+    counts = {}
+    for name, levels in (("vectors", X86[1:]), ("all", X86), ("amx", X86[:1])):
+        target = CpuTarget("test", "some levels", levels)
+        (tmp_path / name).mkdir()
+        counts[name] = aot.build(program, target, tmp_path / name).kernels
+    assert counts == {"vectors": 3 * counts["amx"], "all": 3 * counts["amx"] + 1, "amx": 5}
 
 
 def test_a_cpu_without_the_level_is_an_error_code(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from single_operation import LEVELS, conv_program
+from single_operation import VECTOR_LEVELS, conv_program
 
 from qcompiler.codegen.cpu.compile import compile_function
 from qcompiler.codegen.cpu.contraction import Geometry, task_count
@@ -30,7 +30,7 @@ def geometry(name: str) -> Geometry:
     return Geometry(((1, 0, 0),), lines, pixels, channels, quads, lines * pixels * run, pixels * run, run)
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize("level", VECTOR_LEVELS.values(), ids=list(VECTOR_LEVELS))
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_tile_fits_and_none_is_cheaper(level, name):
     shape = geometry(name)
@@ -44,14 +44,14 @@ def test_the_tile_fits_and_none_is_cheaper(level, name):
                 assert best <= cycles(level, shape, 1, pixels, vectors)
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize("level", VECTOR_LEVELS.values(), ids=list(VECTOR_LEVELS))
 def test_large_work_comes_in_tasks_that_threads_can_share(level):
     for name in ("resnet 3x3, 56", "resnet 3x3, 7", "1x1, 14", "bert"):
         shape = geometry(name)
         assert task_count(shape, choose_tile(level, shape), level.lanes(4)) >= 16
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize("level", VECTOR_LEVELS.values(), ids=list(VECTOR_LEVELS))
 def test_the_inner_loop_touches_no_stack(level):
     """The loop over the window holds dots, weight loads and broadcasts, and no spilled accumulator."""
     program = conv_program(1, 1, 14, 14, 64, 128, (3, 3), padding=(1, 1, 1, 1))
@@ -78,7 +78,7 @@ def innermost_loop(assembly: str, wanted: str) -> list[str]:
     return best
 
 
-@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+@pytest.mark.parametrize("level", VECTOR_LEVELS.values(), ids=list(VECTOR_LEVELS))
 @pytest.mark.parametrize("channels, vectors", [(1, 1), (70, 4), (130, 3), (1000, 8)])
 def test_every_channel_has_one_lane(level, channels, vectors):
     lanes = level.lanes(4)

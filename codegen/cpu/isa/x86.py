@@ -1,4 +1,4 @@
-"""x86 levels, best first: avx512-vnni, avx-vnni (VEX-encoded, 256 bits) and avx2 (exact 16-bit pairs).
+"""x86 vector levels, best first: avx512-vnni, avx-vnni (VEX-encoded, 256 bits) and avx2 (exact 16-bit pairs).
 
 AVX2 has a byte multiply-add too, VPMADDUBSW, but it saturates its 16-bit sums and so changes values; it is
 not used anywhere. Source for instruction semantics: Intel 64 and IA-32 Architectures Software Developer's Manual,
@@ -245,4 +245,3 @@ AVX512_VNNI = Avx512Vnni(
     dots_per_cycle=2.0,
     rounds_down=True,
 )
-X86_LEVELS: tuple[X86, ...] = (AVX512_VNNI, AVX_VNNI, AVX2)

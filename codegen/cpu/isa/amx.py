@@ -1,0 +1,96 @@
+"""The amx level: AVX-512 VNNI plus tiles, eight registers of up to 16 rows of 64 bytes, and a matrix product on them.
+
+``TDPBUSD c, a, b`` adds to c[m][n] (int32) the sum over k, j of a[m][4k + j] (unsigned) times b[k][4n + j] (signed):
+what VPDPBUSD does for one quad, it does for 16 quads of 16 positions. A row of b holds one quad of 16 channels,
+which is one vector of arranged weights, so the weights lie in memory as the VNNI kernels want them.
+
+Shapes of the tiles are set once a call (`configure`, about 200 cycles) and given back at its end, so that a context
+switch saves no tiles. The intrinsics name tile registers by number: LLVM neither spills nor renames them.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume 2; measured on
+Sapphire Rapids: TDPBUSD starts every max(rows, quads) cycles, nearly every `rows` where it shares b with the one
+before; a tile load takes half a cycle a row, and three more for each row that crosses a cache line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, constant
+from qcompiler.codegen.cpu.isa.base import Array
+from qcompiler.codegen.cpu.isa.x86 import AVX512_VNNI, Avx512Vnni
+
+TILE_ROWS = 16
+TILE_ROW_BYTES = 64
+TILE_BYTES = TILE_ROWS * TILE_ROW_BYTES
+TILES = 8
+ACCUMULATORS = 4  # tiles 0..3; the other four hold operands
+
+
+@dataclass(frozen=True, eq=False)
+class Amx(Avx512Vnni):
+    """Tile instructions; vectors are those of AVX-512 VNNI."""
+
+    @property
+    def peak_macs(self) -> float:
+        return float(TILE_ROWS * TILE_ROW_BYTES)
+
+    @staticmethod
+    def tile_configuration(shapes: Sequence[tuple[int, int]]) -> Array:
+        """What `configure` loads, uint8 [64]: (rows, bytes a row) of the tiles from number 0 on."""
+        out = np.zeros(64, dtype=np.uint8)
+        out[0] = 1  # the palette
+        for tile, (rows, row_bytes) in enumerate(shapes):
+            assert 0 < rows <= TILE_ROWS and 0 < row_bytes <= TILE_ROW_BYTES and row_bytes % 4 == 0
+            out[16 + 2 * tile] = row_bytes
+            out[48 + tile] = rows
+        return out
+
+    def configure(self, e: Emitter, configuration: Buffer) -> None:
+        self._call(e, "ldtilecfg", _address(configuration, constant(0)))
+
+    def release(self, e: Emitter) -> None:
+        self._call(e, "tilerelease")
+
+    def tile_zero(self, e: Emitter, tile: int) -> None:
+        self._call(e, "tilezero", _number(tile))
+
+    def tile_load(self, e: Emitter, tile: int, buffer: Buffer, index: Expr, stride: int) -> None:
+        """Rows from element `index` on, `stride` bytes apart; a stride of zero repeats one row."""
+        self._call(e, "tileloadd64", _number(tile), _address(buffer, index), constant(stride, "int64"))
+
+    def tile_store(self, e: Emitter, tile: int, buffer: Buffer, index: Expr, stride: int) -> None:
+        self._call(e, "tilestored64", _number(tile), _address(buffer, index), constant(stride, "int64"))
+
+    def tile_dot(self, e: Emitter, acc: int, a: int, b: int) -> None:
+        """TDPBUSD: acc += a (activations, unsigned) times b (weights, signed)."""
+        self._call(e, "tdpbusd", _number(acc), _number(a), _number(b))
+
+    @staticmethod
+    def _call(e: Emitter, name: str, *arguments: Expr) -> None:
+        e.statement(tirx.Evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *arguments)))
+
+
+def _number(tile: int) -> Expr:
+    return constant(tile, "int8")
+
+
+def _address(buffer: Buffer, index: Expr) -> Expr:
+    return tirx.address_of(tirx.BufferLoad(buffer, [index]))
+
+
+AMX = Amx(
+    name="amx",
+    vector_bytes=64,
+    llvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit", "+amx-tile", "+amx-int8"]},
+    storage="uint8",
+    cpu_flags=(*AVX512_VNNI.cpu_flags, "amx_tile", "amx_int8"),
+    registers=32,
+    dots_per_cycle=2.0,
+    rounds_down=True,
+    base=AVX512_VNNI,
+    state_component=18,  # XTILEDATA
+)
