@@ -11,6 +11,7 @@ from qcompiler.data import Source
 from qcompiler.pipeline import Options, compile_model, quantise_to_onnx
 from qcompiler.progress import Progress
 from qcompiler.sim.numerics import Rounding
+from qcompiler.targets import Limits
 
 if TYPE_CHECKING:
     import onnx
@@ -33,19 +34,23 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     min_sqnr: float | None = None,
     min_agreement: float | None = None,
     host_fallback: bool = False,
+    flash_limit: int | None = None,
+    ram_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into the directory `output`, which appears whole or not at all.
 
     model: a path or an onnx.ModelProto, float or quantised (QDQ, QOperator). calibration: an `.npz` keyed by input name
     with a leading sample axis, a folder of `.npy`, or an iterable of dicts of arrays; a quantised model needs none.
-    shapes: of inputs that the model leaves open, e.g. {"image": (1, 3, 224, 224)}. The rest: `pipeline.Options`.
+    shapes: of inputs that the model leaves open, e.g. {"image": (1, 3, 224, 224)}. flash_limit, ram_limit:
+    bytes that a micro-controller has; a model that needs more is refused. The rest: `pipeline.Options`.
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
     """
     options = Options(
         shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
         dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
         min_sqnr=min_sqnr, min_agreement=min_agreement, host_fallback=host_fallback,
+        limits=Limits(flash_limit, ram_limit),
     )  # fmt: skip
     return compile_model(model, target, calibration, output, options, progress or Progress())
 

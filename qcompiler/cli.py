@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the input or the model is at fault; 2 usage; 3 an accuracy
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -105,6 +106,13 @@ def compile(  # noqa: A001
             help="For an accelerator: its host runs float operations that lie before or behind all integer work.",
         ),
     ] = False,
+    flash_limit: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Of a micro-controller: refuse a model that needs more, e.g. 256KiB."),
+    ] = None,
+    ram_limit: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Likewise: arena, inputs, outputs and stack.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Compile MODEL into a directory that stands alone: library, C header and report.
 
@@ -114,14 +122,17 @@ def compile(  # noqa: A001
       qcompiler compile net.onnx --target x86:avx2 --calibration images/ --shape image=1x3x224x224 -o out/
       qcompiler compile net.qdq.onnx --rounding f32_half_even -o out/
       qcompiler compile net.onnx --calibration samples.npz --min-sqnr 25 --min-agreement 0.99 -o out/
+      qcompiler compile kws.onnx --calibration samples.npz --target cortex-m4 --ram-limit 64KiB -o out/
     """
     from qcompiler.pipeline import compile_model
     from qcompiler.progress import for_stderr
+    from qcompiler.targets import Limits
 
     options = _options(
         shapes=_shapes(shape), observer=observer, rounding=rounding, name=name, passes=passes, dump_ir=dump_ir,
         time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
         host_fallback=host_fallback,
+        limits=Limits(_bytes(flash_limit, "--flash-limit"), _bytes(ram_limit, "--ram-limit")),
     )  # fmt: skip
     artifact = compile_model(model, target, calibration, output, options, for_stderr())
     from qcompiler.inspection import print_artifact
@@ -334,6 +345,16 @@ def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
             raise typer.BadParameter(f"{text!r} should read name=1x3x224x224", param_hint="--shape")
         shapes[name] = tuple(map(int, sizes.split("x")))
     return shapes
+
+
+def _bytes(text: str | None, option: str) -> int | None:
+    """A number of bytes: 65536, 64KiB, 1MiB."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+) *(?:([KM])i?B?)?", text, re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} should be a number of bytes: 65536, 64KiB or 1MiB", param_hint=option)
+    return int(found[1]) * {"": 1, "K": 1024, "M": 1024 * 1024}[(found[2] or "").upper()]
 
 
 def _terminate(*_: Any) -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler import emulation
-from qcompiler.artifact import open_artifact
+from qcompiler.artifact import Artifact, open_artifact
 from qcompiler.data import Samples, read_column
 from qcompiler.library import Model
 from qcompiler.output import new_file
 from qcompiler.sim.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from qcompiler import microcontroller
+
+    ForeignModel: TypeAlias = emulation.Model | microcontroller.Model
 
 MIN_TIMED = 200  # inferences; small models are timed on repeats until so many
 
@@ -72,13 +78,14 @@ def run_samples(
 ) -> None:
     """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
     artifact = open_artifact(directory)
-    emulated = emulation.emulates(artifact.manifest.architecture)
-    model = None if emulated else Model(artifact, threads)
+    foreign = _foreign(artifact)
+    model = None if foreign else Model(artifact, threads)
     samples = Samples(data, {t.name: t for t in artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
     if model is None:
-        with emulation.Model(artifact) as machine:
-            outputs, how = _emulate(machine, samples), f"none: emulated by {machine.emulator}, which says nothing of it"
+        assert foreign is not None
+        with foreign() as machine:
+            outputs, how = _emulate(machine, samples), _no_latency(machine)
     else:
         outputs, timing = execute(model, samples)
         how = f"{timing} ({model.isa}, {threads} thread{'s' if threads > 1 else ''})"
@@ -102,7 +109,22 @@ def run_samples(
         _print_profile(model)
 
 
-def _emulate(model: emulation.Model, samples: Samples) -> dict[str, npt.NDArray[Any]]:
+def _foreign(artifact: Artifact) -> Callable[[], ForeignModel] | None:
+    """What starts the artefact in a process of its own; None for a library of this machine."""
+    from qcompiler import microcontroller
+
+    if microcontroller.target_of(artifact) is not None:
+        return lambda: microcontroller.Model(artifact)
+    return (lambda: emulation.Model(artifact)) if emulation.emulates(artifact.manifest.architecture) else None
+
+
+def _no_latency(model: ForeignModel) -> str:
+    if model.emulator:
+        return f"none: emulated by {model.emulator}, which says nothing of it"
+    return "none: built here from C source, to check it; time it where it is used"
+
+
+def _emulate(model: ForeignModel, samples: Samples) -> dict[str, npt.NDArray[Any]]:
     results: dict[str, list[npt.NDArray[Any]]] = {t.name: [] for t in model.artifact.manifest.outputs}
     for sample in samples:
         for name, value in model.run(sample).items():

@@ -60,6 +60,7 @@ def print_artifact(artifact: Artifact, layers: bool = False, program: bool = Fal
         f"{summary['float_operations'] or 'none'} left in float",
         "weights": f"{size(summary['weight_bytes'])} (as float32 {size(report['sizes']['float_weights'])})",
         "working memory": size(manifest.workspace_bytes),
+        **_device_memory(report["sizes"]),
     }
     if accuracy:
         rows["SQNR"] = ", ".join(f"{n} {show_db(v)}" for n, v in accuracy["outputs_sqnr_db"].items())
@@ -68,6 +69,18 @@ def print_artifact(artifact: Artifact, layers: bool = False, program: bool = Fal
             rows["verified"] = f"equal to the reference on {accuracy['samples_equal_to_reference']} samples"
     rows["report"] = str(artifact.directory / "report.html")
     _print_pairs(rows)
+
+
+def _device_memory(sizes: Mapping[str, int]) -> dict[str, str]:
+    """Flash and RAM of a micro-controller's artefact."""
+    if "ram" not in sizes:
+        return {}
+    parts = ((sizes.get(name), name) for name in ("arena", "inputs", "outputs", "stack"))
+    rows = {"RAM": f"{size(sizes['ram'])} ({', '.join(f'{size(value)} {name}' for value, name in parts if value)})"}
+    if "flash" in sizes:
+        code, constants = size(sizes["code"]), size(sizes["constants"])
+        rows["flash"] = f"{size(sizes['flash'])} ({code} code, {constants} weights and tables)"
+    return rows
 
 
 def print_model(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:

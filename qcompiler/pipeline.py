@@ -34,7 +34,7 @@ from qcompiler.sim import program_text, reference
 from qcompiler.sim.errors import AccuracyGateError, CalibrationError, QCompilerError, did_you_mean
 from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
 from qcompiler.sim.numerics import ROUNDINGS, Rounding
-from qcompiler.targets import Backend, Built, resolve
+from qcompiler.targets import Backend, Built, Limits, resolve
 
 if TYPE_CHECKING:
     import onnx
@@ -54,6 +54,7 @@ class Options:
     C symbols. dump_ir: folder for the IR before and after each pass. time_passes, explain: report pass times, and
     rewrites that declined. min_sqnr (dB), min_agreement (0..1): gates on the first output.
     host_fallback: an accelerator's host runs float operations before and behind the integer work.
+    limits: flash and RAM of a micro-controller; a model that needs more is refused.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Options:
     min_sqnr: float | None = None
     min_agreement: float | None = None
     host_fallback: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         _one_of("rounding", self.rounding, ROUNDINGS)
@@ -107,7 +109,7 @@ def compile_model(
 
     Raises a QCompilerError for anything the user can mend; AccuracyGateError after the artefact was written.
     """
-    backend, output = resolve(target, options.host_fallback), Path(output)
+    backend, output = resolve(target, options.host_fallback, options.limits), Path(output)
     options.canonicalisation()  # a typing error should not wait for the import
     with new_directory(output, is_artifact) as work:
         quantised = quantise_model(model, calibration, options, progress)

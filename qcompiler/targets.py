@@ -20,6 +20,14 @@ Execute = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a device has for the model, in bytes; None: not stated."""
+
+    flash_bytes: int | None = None
+    ram_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Built:
     """What a backend left in the output directory. workspace_bytes: working memory of a call. kernels: operation name
     to (kernel, name of the group that it is fused into). sizes: bytes of the product's parts, for the report."""
@@ -61,6 +69,8 @@ class Listed:
 def known_targets() -> list[Listed]:
     """Every target by name, in the order of the documentation."""
     from qcompiler.codegen.cpu.target import CPU_TARGETS
+    from qcompiler.codegen.mcu.target import MCU_TARGETS
+    from qcompiler.microcontroller import missing_to_run
     from qcompiler.sim import hardware
 
     here = platform.machine()
@@ -68,6 +78,7 @@ def known_targets() -> list[Listed]:
         Listed(name, target.description, target.architecture == here and target.supported_here())
         for name, target in CPU_TARGETS.items()
     ]
+    cpus += [Listed(n, t.description, t.board is None and missing_to_run(t) is None) for n, t in MCU_TARGETS.items()]
     machines = [
         Listed(f"{NPU_PREFIX}{name}", " ".join(hardware.load(name).description.split()), True)
         for name in hardware.preset_names()
@@ -75,11 +86,18 @@ def known_targets() -> list[Listed]:
     return cpus + machines
 
 
-def resolve(name: str, host_fallback: bool = False) -> Backend:
+def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None) -> Backend:
     """The backend for a target. Raises TargetError with the nearest names for one that does not exist.
 
     host_fallback: what an accelerator may leave to its host (`codegen.npu.partition`); CPUs run everything anyway.
+    limits: of a micro-controller.
     """
+    from qcompiler.codegen.mcu.target import MCU_TARGETS
+
+    if limits not in (None, Limits()) and name not in MCU_TARGETS:
+        raise TargetError(
+            f"--flash-limit and --ram-limit are for micro-controllers ({', '.join(MCU_TARGETS)}), not for {name}"
+        )
     if name.startswith(NPU_PREFIX):
         from qcompiler.npu import backend
 
@@ -91,6 +109,10 @@ def resolve(name: str, host_fallback: bool = False) -> Backend:
         )
     from qcompiler.codegen.cpu.target import cpu_target
 
+    if name in MCU_TARGETS:
+        from qcompiler.microcontroller import McuBackend
+
+        return McuBackend(MCU_TARGETS[name], limits or Limits())
     return CpuBackend(name, cpu_target(name))
 
 

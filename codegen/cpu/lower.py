@@ -126,7 +126,7 @@ def fuse(program: IntegerProgram) -> list[tuple[Operation, ...]]:
                 group.append(user)
         elif isinstance(op, (Quantize, Transpose, Dequantize)) and op.name not in taken:
             user = only_reader(op.output)
-            if user is not None and _planes(program, op, user) is not None:
+            if user is not None and float_planes(program, op, user) is not None:
                 group.append(user)
         if len(group) > 1:
             taken.update(o.name for o in group)
@@ -135,7 +135,7 @@ def fuse(program: IntegerProgram) -> list[tuple[Operation, ...]]:
     return sorted(groups, key=lambda group: position[group[-1].name])
 
 
-def _planes(program: IntegerProgram, first: Operation, second: Operation) -> Planes | None:
+def float_planes(program: IntegerProgram, first: Operation, second: Operation) -> Planes | None:
     """(rows, channels, columns) when the two are a boundary conversion and a swap of the last two (merged) axes.
 
     The order is that of the float side: [rows, channels, columns] beside [rows, columns, channels] of the int8.
@@ -182,7 +182,7 @@ def _steps(
 def _kernel(program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet) -> Kernel:
     op, last = group[0], group[-1]
     ins, out = program.input_tensors(op), program.output_tensor(op)
-    planes = _planes(program, op, last) if len(group) == 2 else None
+    planes = float_planes(program, op, last) if len(group) == 2 else None
     for boundary in group:
         if isinstance(boundary, Quantize):
             return elementwise.quantize_kernel(ins[0], program.output_tensor(boundary), isa, planes)
@@ -238,7 +238,7 @@ class _Memory:
 
     def is_view(self, op: Operation, renamed: Mapping[str, str]) -> bool:
         """Whether the operation needs no code; registers the view if so."""
-        if isinstance(op, Reshape) or (isinstance(op, Transpose) and _keeps_order(self._program, op)):
+        if isinstance(op, Reshape) or (isinstance(op, Transpose) and keeps_order(self._program, op)):
             source = op.inputs[0]
             self._parent[op.output] = View(renamed.get(source, source))
             return True
@@ -334,7 +334,7 @@ class _Memory:
         return sizes
 
 
-def _keeps_order(program: IntegerProgram, op: Transpose) -> bool:
+def keeps_order(program: IntegerProgram, op: Transpose) -> bool:
     """Only axes of extent 1 move: the same elements in the same order."""
     shape: Tensor = program.tensors[op.inputs[0]]
     moved = [p for p in op.permutation if shape.shape[p] != 1]

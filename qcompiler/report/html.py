@@ -92,6 +92,10 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
     card("weights", size(summary["weight_bytes"]), f"{ratio:.1f}× smaller than float32")
     if "arena" in sizes:
         card("arena", size(sizes["arena"]), "working memory of a call")
+    if "flash" in sizes:
+        card("flash", size(sizes["flash"]), f"{size(sizes['code'])} of code")
+    if "ram" in sizes:
+        card("RAM", size(sizes["ram"]), "arena, inputs, outputs, stack")
     return cards
 
 

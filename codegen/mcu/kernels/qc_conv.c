@@ -1,0 +1,93 @@
+/* Convolution and matrix product: columns of terms times packed weights, two output positions at a time. */
+#include "qc_dot.h"
+
+/* Gathers the terms of output position (oy, ox) of group g. Outside the image lies the zero point. */
+static void gather(const qc_conv_t *d, const int8_t *image, int32_t g, int32_t oy, int32_t ox, qc_column_t *column,
+                   int32_t columns) {
+    int32_t width = d->in_c / d->groups, k = 0, zero = d->input_zero;
+    int32_t ix = ox * d->stride_w - d->pad_left;
+    image += g * width;
+    for (int32_t i = 0; i < d->kernel_h; i++) {
+        int32_t iy = oy * d->stride_h - d->pad_top + i * d->dilation_h, line = d->kernel_w * width;
+        int32_t row = iy * d->in_w * d->in_c;
+        if (iy < 0 || iy >= d->in_h) {
+            qc_fill(column, columns, k, zero, line);
+            k += line;
+        } else if (d->dilation_w == 1 && d->groups == 1) { /* one run of neighbours */
+            int32_t before = ix < 0 ? -ix : 0, end = d->in_w - ix < d->kernel_w ? d->in_w - ix : d->kernel_w;
+            if (before >= end) before = end = d->kernel_w;
+            if (before > 0) qc_fill(column, columns, k, zero, before * width);
+            if (end > before) qc_put(column, columns, k + before * width, image + row + (ix + before) * width,
+                                     (end - before) * width);
+            if (end < d->kernel_w) qc_fill(column, columns, k + end * width, zero, (d->kernel_w - end) * width);
+            k += line;
+        } else {
+            for (int32_t j = 0; j < d->kernel_w; j++, k += width) {
+                int32_t x = ix + j * d->dilation_w;
+                if (x < 0 || x >= d->in_w)
+                    qc_fill(column, columns, k, zero, width);
+                else
+                    qc_put(column, columns, k, image + row + x * d->in_c, width);
+            }
+        }
+    }
+    if (k < d->k) qc_fill(column, columns, k, 0, d->k - k);
+}
+
+/* Any rounding, clamp and addition. */
+static void finish(const qc_conv_t *d, int32_t acc, int32_t channel, const int8_t *other, int8_t *y) {
+    int32_t v = qc_requantize(&d->requantize, acc, channel);
+    if (d->add != NULL) v = qc_add_one(d->add, v, *other);
+    *y = (int8_t)v;
+}
+
+/* One or two neighbouring positions, `count` channels from `channel`. */
+static void outputs(const qc_conv_t *d, const int8_t *weight, const qc_column_t *column, int32_t columns,
+                    int32_t channel, int32_t count, const int8_t *other, int8_t *y) {
+    const qc_requantize_t *r = &d->requantize;
+    const int32_t *bias = d->bias + channel;
+    int plain = r->slow == NULL && d->add == NULL && r->minimum == -128 && r->maximum == 127;
+    int32_t offset = 2 * r->zero_point + 1;
+    for (; count > 0; count -= 4, channel += 4, bias += 4, weight += 4 * d->k, y += 4, other += 4) {
+        int32_t acc[8];
+        if (columns == 2)
+            qc_dot_2(weight, column, d->k, bias, acc);
+        else
+            qc_dot_1(weight, column, d->k, bias, acc);
+        if (plain && columns == 2 && count >= 4) {
+            for (int32_t c = 0; c < 4; c++) {
+                int32_t multiplier = r->multiplier[channel + c], shift = r->shift[channel + c];
+                y[c] = (int8_t)qc_clamp(qc_asr(qc_asr(qc_mulhi(acc[c], multiplier), shift) + offset, 1), -128, 127);
+                y[c + d->out_c] =
+                    (int8_t)qc_clamp(qc_asr(qc_asr(qc_mulhi(acc[c + 4], multiplier), shift) + offset, 1), -128, 127);
+            }
+        } else {
+            for (int32_t c = 0; c < 4 && c < count; c++)
+                for (int32_t p = 0; p < columns; p++)
+                    finish(d, acc[4 * p + c], channel + c, other + p * d->out_c + c, y + p * d->out_c + c);
+        }
+    }
+}
+
+void qc_conv(const qc_conv_t *d, const int8_t *x, const int8_t *other, int8_t *y, void *scratch) {
+    qc_column_t *column = (qc_column_t *)scratch;
+    int32_t width = d->out_c / d->groups, positions = d->batch * d->out_h * d->out_w;
+    int32_t group_weights = (width + 3) / 4 * 4 * d->k, image = 0, oy = 0, ox = 0;
+    if (d->add == NULL) other = y; /* not read */
+    for (int32_t p = 0; p < positions; p += 2) {
+        int32_t columns = positions - p < 2 ? 1 : 2, at[2][3];
+        for (int32_t i = 0; i < columns; i++) {
+            at[i][0] = image, at[i][1] = oy, at[i][2] = ox;
+            if (++ox == d->out_w) {
+                ox = 0;
+                if (++oy == d->out_h) oy = 0, image += d->in_h * d->in_w * d->in_c;
+            }
+        }
+        for (int32_t g = 0; g < d->groups; g++) {
+            for (int32_t i = 0; i < columns; i++)
+                gather(d, x + at[i][0], g, at[i][1], at[i][2], qc_column(column, i, d->k), columns);
+            outputs(d, d->weight + g * group_weights, column, columns, g * width, width, other + p * d->out_c + g * width,
+                    y + p * d->out_c + g * width);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+/* Arithmetic shared by the kernels. */
+#ifndef QC_INLINE_H
+#define QC_INLINE_H
+
+#include <string.h>
+
+#include "qc_kernels.h"
+
+#if QC_LANES == 4 && defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__OPTIMIZE__) && \
+    !defined(__ARM_BIG_ENDIAN)
+#define QC_DSP 1
+#endif
+#if defined(__ARM_FEATURE_MVE) && QC_LANES == 16 && !defined(__ARM_BIG_ENDIAN)
+#define QC_MVE 1
+#include <arm_mve.h>
+#endif
+
+/* floor(x / 2^n). C99 leaves the right shift of a negative number to the compiler; nearly all shift arithmetically, and
+ * then the test vanishes. */
+static inline int32_t qc_asr(int32_t x, int32_t n) {
+    return -1 >> 1 == -1 || x >= 0 ? x >> n : ~(~x >> n);
+}
+static inline int64_t qc_asr64(int64_t x, int32_t n) {
+    return -1 >> 1 == -1 || x >= 0 ? x >> n : ~(~x >> n);
+}
+
+/* The upper half of the product: SMMUL. */
+static inline int32_t qc_mulhi(int32_t a, int32_t b) {
+    return (int32_t)qc_asr64((int64_t)a * b, 32);
+}
+
+static inline int32_t qc_clamp(int32_t x, int32_t low, int32_t high) {
+    return x < low ? low : x > high ? high : x;
+}
+
+static inline int32_t qc_requantize(const qc_requantize_t *r, int32_t acc, int32_t channel) {
+    int32_t v;
+    if (r->slow != NULL)
+        v = r->slow(r, acc, channel) + r->zero_point;
+    else
+        v = qc_asr(qc_asr(qc_mulhi(acc, r->multiplier[channel]), r->shift[channel]) + 2 * r->zero_point + 1, 1);
+    return qc_clamp(v, r->minimum, r->maximum);
+}
+
+static inline int32_t qc_add_one(const qc_add_t *d, int32_t a, int32_t b) {
+    if (d->slow != NULL) return d->slow(d, a, b);
+    return qc_clamp(qc_asr(a * d->multiplier_a + b * d->multiplier_b + d->bias, d->shift), d->minimum, d->maximum);
+}
+
+/* Rounds half to even; |x| < 2^24. */
+static inline int32_t qc_round_even(float x) {
+    int32_t whole = (int32_t)x;
+    float rest = x - (float)whole;
+    if (rest > 0.5f || (rest == 0.5f && whole % 2 != 0)) return whole + 1;
+    if (rest < -0.5f || (rest == -0.5f && whole % 2 != 0)) return whole - 1;
+    return whole;
+}
+
+/* ONNX QuantizeLinear; NaN becomes -128. */
+static inline int32_t qc_quantize_one(float x, float scale, int32_t zero_point) {
+    volatile float quotient = x / scale; /* volatile: rounded to float32 whatever the compiler's options */
+    float q = quotient;
+    if (!(q > -1024.0f)) q = -1024.0f;
+    if (q > 1024.0f) q = 1024.0f;
+    return qc_clamp(qc_round_even(q) + zero_point, -128, 127);
+}
+
+/* A place in nested loops; `at` are the operands' offsets. */
+typedef struct {
+    int32_t index[QC_RANK], at[2];
+} qc_cursor_t;
+
+/* Steps over the first `rank` axes; returns 0 when they are done. */
+static inline int qc_next(const qc_loops_t *loops, int rank, qc_cursor_t *c) {
+    for (int axis = rank - 1; axis >= 0; axis--) {
+        c->at[0] += loops->step[0][axis];
+        c->at[1] += loops->step[1][axis];
+        if (++c->index[axis] < loops->extent[axis]) return 1;
+        c->index[axis] = 0;
+        c->at[0] -= loops->extent[axis] * loops->step[0][axis];
+        c->at[1] -= loops->extent[axis] * loops->step[1][axis];
+    }
+    return 0;
+}
+
+#endif

@@ -1,0 +1,58 @@
+/* Softmax and layer normalisation over rows, in integers. The output may be the input. */
+#include "qc_inline.h"
+
+static int32_t bit_length(uint64_t x) {
+    int32_t bits = 0;
+    for (; x != 0; x >>= 1) bits++;
+    return bits;
+}
+
+void qc_softmax(const qc_softmax_t *d, const int8_t *x, int8_t *y) {
+    for (int32_t row = 0; row < d->rows; row++, x += d->length, y += d->length) {
+        int32_t largest = -128, shift;
+        uint32_t sum = 0, reciprocal;
+        for (int32_t i = 0; i < d->length; i++)
+            if (x[i] > largest) largest = x[i];
+        for (int32_t i = 0; i < d->length; i++) sum += (uint32_t)d->table[largest - x[i]];
+        shift = bit_length(sum) + 15;
+        reciprocal = (uint32_t)(((uint64_t)1 << shift) / sum);
+        shift -= d->fraction_bits;
+        for (int32_t i = 0; i < d->length; i++) {
+            uint64_t p = (uint64_t)(uint32_t)d->table[largest - x[i]] * reciprocal;
+            uint64_t q = (p + ((uint64_t)1 << (shift - 1))) >> shift;
+            y[i] = (int8_t)((int32_t)(q > 255 ? 255 : q) - 128);
+        }
+    }
+}
+
+/* floor(sqrt(x)) */
+static uint32_t square_root(uint32_t x) {
+    uint32_t root = 0;
+    for (uint32_t bit = (uint32_t)1 << 15; bit != 0; bit >>= 1)
+        if ((root + bit) * (root + bit) <= x) root += bit;
+    return root;
+}
+
+void qc_layer_norm(const qc_layer_norm_t *d, const int8_t *x, int8_t *y) {
+    int32_t log2_length = bit_length((uint64_t)(d->length - 1));
+    for (int32_t row = 0; row < d->rows; row++, x += d->length, y += d->length) {
+        int32_t sum = 0, squares = 0, mean, rho, m, e;
+        uint64_t variance;
+        for (int32_t i = 0; i < d->length; i++) {
+            sum += x[i];
+            squares += x[i] * x[i];
+        }
+        variance = (uint64_t)((int64_t)d->length * squares - (int64_t)sum * sum + d->epsilon);
+        mean = sum * 128 + d->length / 2; /* floor of the quotient: C rounds towards zero */
+        mean = mean >= 0 ? mean / d->length : -((-mean + d->length - 1) / d->length);
+        m = qc_asr(bit_length(variance) - 31, 1);
+        variance = m >= 0 ? variance >> (2 * m) : variance << (-2 * m);
+        rho = (int32_t)square_root((uint32_t)(((uint64_t)1 << 60) / variance));
+        e = qc_clamp(28 + m - log2_length, 1, 31);
+        for (int32_t i = 0; i < d->length; i++) {
+            int64_t scaled = (int64_t)(x[i] * 128 - mean) * rho + ((int64_t)1 << (e - 1));
+            int32_t z = qc_clamp((int32_t)qc_asr64(scaled, e), -32768, 32767);
+            y[i] = (int8_t)qc_clamp(qc_asr(z * d->gain[i] + d->bias[i], d->shift), d->minimum, d->maximum);
+        }
+    }
+}
