@@ -165,6 +165,6 @@ def test_without_a_compiler_the_source_is_the_product(tmp_path: Path, monkeypatc
     with pytest.raises(TargetError) as error:
         microcontroller.Model(artifact)
     assert str(error.value) == (
-        f"{tmp_path / 'out'} was compiled for cortex-m4; running it here needs qemu-system-arm, which is not on the PATH "
-        "(on Debian: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm)"
+        f"{tmp_path / 'out'} was compiled for cortex-m4; running it here needs qemu-system-arm, which is not on "
+        "the PATH (on Debian: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm)"
     )
