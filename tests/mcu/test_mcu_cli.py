@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import targets
+from mcu_targets import targets
 
 import qcompiler
 from qcompiler import microcontroller

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import targets
+from mcu_targets import targets
 from operation_cases import FAMILIES
 from program_builder import ProgramBuilder
 
