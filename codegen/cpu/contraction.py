@@ -10,6 +10,7 @@ instruction set describes (`isa.base.Block`). The tile ends in registers: requan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, constant, load, shuffle, splat
+from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, cast, constant, load, shuffle, splat
 from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pieces
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -377,58 +378,73 @@ class _Writer:
         line = 64 // np.dtype(self.isa.weight_dtype).itemsize
         share = -(-unit * min(most, self.units) // _sweep_tiles(g, self.tile))
         # With few tiles the weights stream through, and the hardware's prefetcher keeps up by itself.
-        prefetching = share <= line and not g.weight_copies
+        prefetching = self.isa.prefetches and share <= line and not g.weight_copies
         behind = self.window_units * unit + number * (g.taps * steps * share)
         ahead = e.bind(self.weights + behind, "int32", "ahead")
         # A group that is not full repeats its last position; nobody reads the result.
         offsets = offsets + [offsets[-1]] * (-len(offsets) % block.rows)
-        with e.loop(g.rows[0], "row") as row, e.loop(g.columns[0], "column") as column:
+        with e.loop(self._extent(g.rows[0]), "row") as row, e.loop(self._extent(g.columns[0]), "column") as column:
             tap = row * g.columns[0] + column
-            at = e.bind(source + row * g.rows[1] + column * g.columns[1], "int32", "tap")
-            base = e.bind(self.weights + tap * (self.units * unit), "int32", "base")
+            at = self._index(source + row * g.rows[1] + column * g.columns[1], "tap")
+            base = self._index(self.weights + tap * (self.units * unit), "base")
             ahead_base = e.bind(ahead + tap * (steps * share), "int32", "ahead")
 
             def step(number: Expr, units: int) -> None:
                 if prefetching:
                     e.prefetch(self.w, ahead_base + number * share)
+                number = cast(number, at.ty.dtype)
                 start = at + number * block.run
                 self._step(acc, [start + o for o in offsets], base + number * (most * unit), units)
 
             if full:
-                with e.loop(full, "step") as number:
+                with e.loop(self._extent(full, alone=g.taps == 1), "step") as number:
                     step(number, most)
             if rest:
-                step(constant(full), rest)
+                with e.loop(self._extent(1, alone=steps * g.taps == 1), "step", begin=full) as number:
+                    step(number, rest)
+
+    def _index(self, value: Expr, name: str) -> Expr:
+        """An index to count on from in a loop over the window; 64 bits wide where LLVM cannot see that 32 suffice."""
+        if self.isa.opaque_loops:
+            return self.e.bind(cast(value, "int64"), "int64", name)
+        return self.e.bind(value, "int32", name)
+
+    def _extent(self, count: int, alone: bool = False) -> Expr | int:
+        """The count of a loop over the window. alone: no other loop keeps the weights inside the loop over tiles."""
+        return self.e.opaque(count) if self.isa.opaque_loops and (count > 1 or alone) else count
 
     def _step(self, acc: Registers, at: list[Expr], base: Expr, units: int) -> None:
         """`units` multiplications of every group of positions with every vector of channels."""
         e, isa, rows = self.e, self.isa, self.isa.block.rows
-        constant_weights = not self.geometry.weight_copies
 
-        def weights(unit: int, vector: int) -> tuple[Expr, ...]:
-            index = base + (unit * self.vectors + vector) * self.vector_elements
+        groups = range(len(at) // rows)
+
+        def weights(unit: Expr, v: int) -> tuple[Expr, ...]:
+            index = base + (cast(unit, base.ty.dtype) * self.vectors + v) * self.vector_elements
             return tuple(e.bind_typed(w) for w in isa.load_block_weights(self.w, index, self.lanes))
 
         def multiply(group: int, v: int, operand: tuple[Expr, ...], weight: tuple[Expr, ...]) -> None:
             slots = [self._slot(group * rows + j, v) for j in range(rows)]
-            results = isa.multiply([acc[s] for s in slots], operand, weight, constant_weights)
+            results = isa.multiply([acc[s] for s in slots], operand, weight, not self.geometry.weight_copies)
             for s, value in zip(slots, results, strict=True):
                 acc[s] = value
 
-        groups = range(len(at) // rows)
-        if isa.block.run == isa.block.depth:  # operands come one by one, weights stay
-            kept = [weights(0, v) for v in range(self.vectors)]
+        def keeping_weights(unit: Expr, operand_of: Callable[[int], tuple[Expr, ...]]) -> None:
+            kept = [weights(unit, v) for v in range(self.vectors)]
             for group in groups:
-                (operand,) = isa.operands(e, self.x, at[group * rows : (group + 1) * rows], 1)
+                operand = operand_of(group)
                 for v in range(self.vectors):
                     multiply(group, v, operand, kept[v])
-            return
-        operands = [isa.operands(e, self.x, at[group * rows : (group + 1) * rows], units) for group in groups]
-        for unit in range(units):
+
+        def keeping_operands(unit: Expr, operand_of: Callable[[int], tuple[Expr, ...]]) -> None:
+            operands = [operand_of(group) for group in groups]
             for v in range(self.vectors):
                 weight = weights(unit, v)
                 for group in groups:
-                    multiply(group, v, operands[group][unit], weight)
+                    multiply(group, v, operands[group], weight)
+
+        body = keeping_operands if isa.block.keeps == "operands" else keeping_weights
+        isa.for_units(e, self.x, [at[r : r + rows] for r in range(0, len(at), rows)], units, body)
 
     def _finish(self, acc: Registers, targets: list[Expr], operands: list[Expr]) -> None:
         """Requantise, pack, apply the fused operations and store; positions in the output and in the operands."""

@@ -104,6 +104,7 @@ class Emitter:
         self._blocks: list[list[Any]] = [[]]
         self._names: dict[str, int] = {}
         self._parameters: list[Any] = []
+        self._scalars: list[Any] = []
 
     def _unique(self, name: str) -> str:
         count = self._names[name] = self._names.get(name, -1) + 1
@@ -119,10 +120,15 @@ class Emitter:
         return buffer
 
     def scalar(self, name: str) -> Expr:
-        """The next parameter: an int32."""
+        """The next parameter: an int32 from 0 to 2**30 - 1."""
         variable = tirx.Var(name, "int32")
         self._parameters.append(variable)
+        self._scalars.append(variable)
         return variable
+
+    def opaque(self, count: int) -> Expr:
+        """`count` as LLVM cannot know it: a loop over it stays a loop. Needs a scalar parameter."""
+        return tirx.bitwise_and(self._scalars[0], constant(1 << 30)) + count
 
     def bind(self, value: Expr, dtype: str, name: str = "v") -> Expr:
         """Compute a value once, here."""

@@ -62,10 +62,9 @@ def cycles(isa: VectorInstructionSet, geometry: Geometry, lines: int, pixels: in
 def fits(isa: VectorInstructionSet, positions: int, vectors: int) -> bool:
     """Whether the tile's accumulators, weights and operands fit into the vector registers."""
     groups, rows = isa.block.groups(positions), isa.block.rows
-    if isa.block.run == isa.block.depth:  # weights stay, operands come one by one
-        streams = vectors * isa.weight_registers + isa.operand_registers
-    else:  # the operands of a run stay, weights come one vector at a time
-        streams = groups * rows * isa.operand_registers + isa.weight_registers
+    runs = groups * rows if isa.block.run > isa.block.depth or isa.block.keeps == "operands" else 1
+    kept = vectors if isa.block.keeps == "weights" else 1
+    streams = runs * isa.operand_registers + kept * isa.weight_registers
     return groups * rows * vectors + streams + isa.dot_temporaries <= isa.registers
 
 
@@ -75,13 +74,14 @@ def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
     if geometry.weight_copies:
         widths: Iterable[int] = (4,)  # what packing at run time makes
     else:
-        most = 8 if geometry.lines * geometry.pixels == 1 else 4
+        most = isa.most_vectors_alone if geometry.lines * geometry.pixels == 1 else isa.most_vectors
         widths = range(1, min(-(-geometry.channels // isa.lanes(4)), most) + 1)
     candidates = [
         (cycles(isa, geometry, lines, pixels, vectors), lines, -pixels, vectors)
         for vectors in widths
         for lines in range(1, min(geometry.lines, 4) + 1)
         for pixels in range(1, min(geometry.pixels, isa.registers) + 1)
+        if lines * pixels <= isa.most_positions
         if fits(isa, lines * pixels, vectors) and (lines == 1 or pixels == geometry.pixels)
     ]
     _, lines, negative_pixels, vectors = min(candidates)

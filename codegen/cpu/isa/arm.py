@@ -12,8 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, cast, intrinsic, load, shuffle, splat, unpack
-from qcompiler.codegen.cpu.isa.base import Array, Block, VectorInstructionSet
+from qcompiler.codegen.cpu.emit import (
+    Buffer,
+    Emitter,
+    Expr,
+    bits,
+    cast,
+    constant,
+    intrinsic,
+    load,
+    shuffle,
+    splat,
+    unpack,
+)
+from qcompiler.codegen.cpu.isa.base import Array, Block, UnitBody, VectorInstructionSet
 
 LANES = 4  # 32-bit lanes of a NEON register
 
@@ -38,17 +50,25 @@ class Neon(VectorInstructionSet):
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         return (shuffle([quads], [4 * lane + i for pair in (0, 2) for lane in range(lanes) for i in (pair, pair + 1)]),)
 
-    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
-        run = e.bind_typed(load(x, at[0], 16))
-        found = []
-        for unit in range(units):
-            order = [4 * unit + i for pair in (0, 2) for _ in range(LANES) for i in (pair, pair + 1)]
-            found.append((e.bind_typed(shuffle([run], order)),))
-        return found
+    def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
+        # A loop: side by side, LLVM's scheduler would make all products of a run before it adds the first of them.
+        runs = [e.bind_typed(load(x, at[0], 16)) for at in groups]
+        pick = e.registers(1, "int8x16", "pick")
+        pick[0] = bits(
+            shuffle([constant(w) for w in (0x01000100, 0x01000100, 0x03020302, 0x03020302)], range(4)), "int8x16"
+        )
+        with e.loop(e.opaque(units), "unit") as unit:
+            index = e.bind_typed(pick[0])
+
+            def operand_of(group: int) -> tuple[Expr, ...]:
+                return (e.bind_typed(intrinsic("llvm.aarch64.neon.tbl1.v16i8", "int8x16", runs[group], index)),)
+
+            body(unit, operand_of)
+            pick[0] = index + splat(4, "int8", 16)
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         low, high = self._products(operand[0], weights[0])
-        return acc + self._add_pairs(low + high)
+        return self._add_pairs(acc, low + high)
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
@@ -56,16 +76,16 @@ class Neon(VectorInstructionSet):
         if constant_weights:
             return [self.dot(acc[0], operand, weights, LANES)]
         low, high = self._products(operand[0], weights[0])
-        return [acc[0] + self._add_pairs(low) + self._add_pairs(high)]
+        return [self._add_pairs(self._add_pairs(acc[0], low), high)]
 
     def _products(self, a: Expr, b: Expr) -> list[Expr]:
         """The 16 products of two byte vectors, as two int16 vectors."""
         halves = ([shuffle([v], half) for v in (a, b)] for half in (range(8), range(8, 16)))
         return [intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", *half) for half in halves]
 
-    def _add_pairs(self, words: Expr) -> Expr:
-        """Sums of neighbouring int16 in int32."""
-        return intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", words)
+    def _add_pairs(self, acc: Expr, words: Expr) -> Expr:
+        """``acc`` plus the sums of neighbouring int16, in int32."""
+        return acc + intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", words)
 
     def pack(self, vectors: Sequence[Expr], lanes: int) -> Expr:
         """SQXTN twice: saturated to 16 bits, then to 8; bytes stay in order."""
@@ -113,10 +133,11 @@ class Dotprod(Neon):
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         return (quads,)
 
-    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
-        run = e.bind(bits(load(x, at[0], 16), "int32x4"), "int32x4")
-        # The duplication is no instruction: SDOT by element takes the lane from the register.
-        return [(bits(shuffle([run], [unit] * LANES), "int8x16"),) for unit in range(units)]
+    def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
+        runs = [e.bind(bits(load(x, at[0], 16), "int32x4"), "int32x4") for at in groups]
+        for unit in range(units):
+            # The duplication is no instruction: SDOT by element takes the lane from the register.
+            body(constant(unit), lambda group: (bits(shuffle([runs[group]], [unit] * LANES), "int8x16"),))  # noqa: B023
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         return intrinsic("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", acc, operand[0], weights[0])
@@ -138,9 +159,11 @@ class I8mm(Dotprod):
     def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
         return [(unpack(quads[0], quads[1], 4, high, 4 * lanes), "int8", 4 * lanes) for high in (False, True)]
 
-    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
-        runs = [e.bind_typed(load(x, index, 16)) for index in at]
-        return [(e.bind_typed(unpack(runs[0], runs[1], 8, bool(unit), 16)),) for unit in range(units)]
+    def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
+        runs = [[e.bind_typed(load(x, index, 16)) for index in at] for at in groups]
+        for unit in range(units):
+            operands = [e.bind_typed(unpack(first, second, 8, bool(unit), 16)) for first, second in runs]
+            body(constant(unit), lambda group: (operands[group],))  # noqa: B023
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
@@ -161,7 +184,7 @@ _TRIPLE = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 NEON = Neon(
     name="neon",
     vector_bytes=16,
-    llvm={**_TRIPLE, "mcpu": "cortex-a53"},
+    llvm={**_TRIPLE, "mcpu": "cortex-a72"},  # the same instructions as cortex-a53, whose scheduling model spills
     storage="int8",
     cpu_flags=("asimd",),
     block=Block(run=16),
@@ -170,7 +193,9 @@ NEON = Neon(
     dot_latency=8,
     operand_dots=0.33,
     operand_registers=1,
-    dot_temporaries=6,  # a product, and what picks the quads out of a run
+    dot_temporaries=9,  # products, and what picks a quad out of a run
+    most_vectors_alone=10,
+    opaque_loops=True,
 )
 DOTPROD = Dotprod(
     name="dotprod",
@@ -178,11 +203,12 @@ DOTPROD = Dotprod(
     llvm={**_TRIPLE, "mcpu": "cortex-a76"},
     storage="int8",
     cpu_flags=("asimd", "asimddp"),
-    block=Block(run=16),
+    block=Block(run=16, keeps="operands"),
     registers=32,
     dots_per_cycle=2.0,
     dot_latency=2,
     dot_temporaries=1,
+    opaque_loops=True,
 )
 I8MM = I8mm(
     name="i8mm",
@@ -190,12 +216,14 @@ I8MM = I8mm(
     llvm={**_TRIPLE, "mcpu": "neoverse-n1", "mattr": ["+i8mm"]},
     storage="int8",
     cpu_flags=("asimd", "asimddp", "i8mm"),
-    block=Block(rows=2, depth=8, run=16),
+    block=Block(rows=2, depth=8, run=16, keeps="operands"),
     registers=32,
     dots_per_cycle=2.0,
     dot_latency=2,
     operand_dots=0.5,
     weight_registers=2,
-    dot_temporaries=1,
+    most_positions=8,
+    most_vectors=6,
+    opaque_loops=True,
 )
 ARM_LEVELS: tuple[Neon, ...] = (I8MM, DOTPROD, NEON)

@@ -6,7 +6,7 @@ and ARM level has that, natively or by 16-bit pairs. Methods work on any vector 
 (`lanes` counts 32-bit lanes), because depthwise kernels and channel tails use the short ones too.
 
 Dense matrix work is made of *blocks*: what one multiplication takes in and what one accumulator register holds is
-data (`Block`), and `operands`, `multiply`, `fold` and `unfold` are its code. The template reads the data and calls the
+data (`Block`), and `for_units`, `multiply`, `fold` and `unfold` are its code. The template reads the data and calls the
 four; it knows no instruction set.
 
 The versions here are portable TIR; a level overrides what it has an instruction for.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from qcompiler.codegen.cpu.emit import (
     Expr,
     bits,
     cast,
+    constant,
     intrinsic,
     load,
     shuffle,
@@ -38,6 +39,7 @@ from qcompiler.codegen.cpu.emit import (
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 
 Array = npt.NDArray[Any]
+UnitBody = Callable[[Expr, Callable[[int], tuple[Expr, ...]]], None]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Block:
     rows: output positions in one accumulator register, beside ``lanes / rows`` channels; `rows` registers hold the
     same positions by one whole vector of channels. depth: bytes of the reduction that one multiplication sums, also
     the unit in which weights are packed. run: bytes of a position that one load brings, for run / depth of them.
+    keeps: what stays in registers during one multiplication of all groups with all vectors; the other comes one by one.
     """
 
     rows: int = 1
     depth: int = 4
     run: int = 4
+    keeps: Literal["weights", "operands"] = "weights"
 
     def groups(self, positions: int) -> int:
         """Groups of `rows` positions that cover them."""
@@ -70,7 +74,10 @@ class VectorInstructionSet(InstructionSet):
     vectors that can start each cycle; operand_dots: what preparing one position's operand costs beside its load,
     counted in dots; weight_registers, operand_registers, dot_temporaries: registers that a vector of weights of one
     unit, the operand of a position (for a whole run) and the inside of a `dot` take; rounds_down: `floor_fma_int`
-    costs one FMA and one conversion, rounded inside the instructions.
+    costs one FMA and one conversion, rounded inside the instructions; most_positions, most_vectors: the largest tile;
+    most_vectors_alone: of a tile with one position; prefetches: weights of the next block are asked
+    for in time (measured to pay on x86); opaque_loops: the loops over the window must not be unrolled, because LLVM
+    would then lift weights out of the loop over tiles and spill accumulators for them.
     """
 
     block: Block = Block()
@@ -83,6 +90,11 @@ class VectorInstructionSet(InstructionSet):
     dot_temporaries: int = 0
     weight_dtype: str = "int8"
     rounds_down: bool = False
+    most_positions: int = 32
+    most_vectors: int = 4
+    most_vectors_alone: int = 8
+    prefetches: bool = False
+    opaque_loops: bool = False
 
     @property
     def peak_macs(self) -> float:
@@ -125,15 +137,20 @@ class VectorInstructionSet(InstructionSet):
         """One arranged vector of weights of the block's depth from element `index` on; depth * lanes elements."""
         return self.load_weights(buffer, index, lanes)
 
-    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
-        """The activations of `rows` positions that begin at the indices `at`, for `units` multiplications in turn.
+    def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
+        """Emit ``body(unit, operand_of)`` for `units` multiplications along one run of every group of positions.
 
-        units is run / depth, or fewer at the end of a run. Loads may reach past the bytes that are multiplied.
+        groups: the index in `x` of the run of each of the group's `rows` positions. units: run / depth, or fewer at
+        the end. ``operand_of(group)`` is the operand of `multiply`. Loads may reach past the bytes that are multiplied.
         """
         lanes = self.lanes(4)
-        word = bits(load(x, at[0], 4), "int32")
-        quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
-        return [tuple(e.bind_typed(v) for v in self.operand(quads, lanes))]
+
+        def operand_of(group: int) -> tuple[Expr, ...]:
+            word = bits(load(x, groups[group][0], 4), "int32")
+            quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
+            return tuple(e.bind_typed(v) for v in self.operand(quads, lanes))
+
+        body(constant(0), operand_of)
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
