@@ -143,14 +143,14 @@ class VectorInstructionSet(InstructionSet):
         groups: the index in `x` of the run of each of the group's `rows` positions. units: run / depth, or fewer at
         the end. ``operand_of(group)`` is the operand of `multiply`. Loads may reach past the bytes that are multiplied.
         """
+        body(constant(0), lambda group: self.load_operand(e, x, groups[group][0]))
+
+    def load_operand(self, e: Emitter, x: Buffer, index: Expr) -> tuple[Expr, ...]:
+        """The operand of one quad for every lane alike, where a run is one quad of one position."""
         lanes = self.lanes(4)
-
-        def operand_of(group: int) -> tuple[Expr, ...]:
-            word = bits(load(x, groups[group][0], 4), "int32")
-            quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
-            return tuple(e.bind_typed(v) for v in self.operand(quads, lanes))
-
-        body(constant(0), operand_of)
+        word = bits(load(x, index, 4), "int32")
+        quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
+        return tuple(e.bind_typed(v) for v in self.operand(quads, lanes))
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool

@@ -140,10 +140,10 @@ class Avx2(X86):
                 order += [count + byte, byte] if high else [byte, count + byte]
         return bits(shuffle([quads, fill], order), f"int16x{2 * lanes}")
 
-    def operands(self, e: Emitter, x: Buffer, at: Sequence[Expr], units: int) -> list[tuple[Expr, ...]]:
+    def load_operand(self, e: Emitter, x: Buffer, index: Expr) -> tuple[Expr, ...]:
         lanes = self.lanes(4)
-        words = (splat(bits(load(x, at[0] + 2 * half, 2), "int32"), "int32", lanes) for half in (0, 1))
-        return [tuple(e.bind_typed(bits(word, f"int16x{2 * lanes}")) for word in words)]
+        words = (splat(bits(load(x, index + 2 * half, 2), "int32"), "int32", lanes) for half in (0, 1))
+        return tuple(e.bind_typed(bits(word, f"int16x{2 * lanes}")) for word in words)
 
     def interleaved_operands(self, rows: Sequence[Expr], lanes: int) -> list[tuple[Expr, ...]]:
         # Two bytes side by side, then each with a zero: the quads themselves are never needed.
