@@ -30,7 +30,7 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     """The steps of a Conv2d and what is fused behind it: a padded copy of the input if needed, then the convolution.
 
     bordered: the input lies in memory with the border that the convolution pads it by. border: what the output is
-    to be surrounded with (see `output_border`).
+    to be surrounded with (see `wanted_border`).
     """
     op = group.root
     assert isinstance(op, Conv2d)
@@ -54,14 +54,16 @@ def _depthwise_template(op: Conv2d) -> bool:
     return op.depthwise and math.prod(op.kernel) <= MAX_KERNEL_AREA
 
 
-def output_border(root: Operation, readers: Sequence[Operation]) -> Border:
-    """The border that the result of a group should get: what all its readers, convolutions, pad it by.
+def writes_border(root: Operation) -> bool:
+    """Whether the kernel of a convolution can write its result with a border."""
+    return isinstance(root, Conv2d) and not _depthwise_template(root)
 
-    root: the group's first operation; readers: the operations that read the group's result. No border where
-    something else reads it, the paddings differ, or the root's kernel does not write borders.
+
+def wanted_border(readers: Sequence[Operation]) -> Border:
+    """The border that a result should get: what all its readers, convolutions, pad it by.
+
+    No border where something else reads it, or the paddings differ.
     """
-    if not isinstance(root, Conv2d) or _depthwise_template(root) or not readers:
-        return NO_BORDER
     paddings = {op.padding if isinstance(op, Conv2d) else NO_BORDER for op in readers}
     return paddings.pop() if len(paddings) == 1 else NO_BORDER
 

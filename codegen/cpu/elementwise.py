@@ -251,42 +251,6 @@ def quantized(
                 vector_type(isa.storage, lanes))  # fmt: skip
 
 
-def quantize_template(isa: VectorInstructionSet, rows: int, channels: int, columns: int, zero: int) -> Any:
-    """float32 [rows, channels, columns] to stored int8 [rows, columns, channels]; constants float32 [1]: scale.
-
-    With channels == 1 it is the flat conversion. Otherwise (NCHW to NHWC) one task quantises, channel by channel, a
-    strip of columns into a small buffer and writes it out interleaved.
-    """
-    e = Emitter()
-    x = e.buffer("x", rows * channels * columns, "float32")
-    scale = e.buffer("scale", 1, "float32")
-    y = e.buffer("y", rows * channels * columns, isa.storage)
-
-    def convert(start: Expr, width: int) -> Expr:
-        divisor = splat(load(scale, 0, 1), "float32", width)
-        return quantized(isa, load(x, start, width), divisor, zero, -128, 127, width)
-
-    lanes = isa.lanes(4)
-    with tasks(e) as task:
-        if channels == 1:
-            elements = rows * columns
-            for_blocks(e, task, elements, min(BLOCK, elements), lanes, lambda i, w: e.store(y, i, convert(i, w), w))
-        else:
-            strip = strip_length(channels, columns)
-            row = e.bind(task // (columns // strip), "int32", "row")
-            column = e.bind(task % (columns // strip) * strip, "int32", "column")
-            block = tirx.decl_buffer((channels * strip,), isa.storage, name="block", scope="local")
-            e.statement(tirx.AllocBuffer(block))
-            with e.loop(channels, "c") as c:
-                base = e.bind((row * channels + c) * columns + column, "int32", "base")
-                for_chunks(e, strip, lanes, lambda i, w: e.store(block, c * strip + i, convert(base + i, w), w))
-            with e.loop(strip, "w") as w:
-                out = e.bind((row * columns + column + w) * channels, "int32", "out")
-                with e.loop(channels, "c") as c:
-                    e.store(y, out + c, load(block, c * strip + w, 1), 1)
-    return e.function()
-
-
 def dequantize_template(isa: VectorInstructionSet, rows: int, channels: int, columns: int, zero: int) -> Any:
     """Stored int8 [rows, columns, channels] to float32 [rows, channels, columns]; constants float32 [1]: scale."""
     e = Emitter()
@@ -318,15 +282,6 @@ def strip_length(channels: int, columns: int) -> int:
     """Columns of one strip: a divisor of `columns`, as long as a strip of all channels stays within 8 KiB."""
     limit = max(1, min(columns, 8192 // channels))
     return next(n for n in range(limit, 0, -1) if columns % n == 0)
-
-
-def quantize_kernel(x: Tensor, out: Tensor, isa: VectorInstructionSet, planes: tuple[int, int, int] | None) -> Kernel:
-    """Quantize. planes: (rows, channels, columns) when a transpose of the last two is done in the same pass."""
-    rows, channels, columns = planes or (1, 1, out.elements)
-    parameters = {"rows": rows, "channels": channels, "columns": columns, "zero": zero_of(out)}
-    count = -(-out.elements // BLOCK) if channels == 1 else rows * (columns // strip_length(channels, columns))
-    constants = (np.array([scale_of(out)], np.float32),)
-    return Kernel("quantize", quantize_template, parameters, count, constants, boundary=True)
 
 
 def dequantize_kernel(x: Tensor, isa: VectorInstructionSet, planes: tuple[int, int, int] | None) -> Kernel:

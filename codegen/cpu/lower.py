@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from qcompiler.codegen.cpu import elementwise, movement, normalize, reduce
 from qcompiler.codegen.cpu.contraction import NO_BORDER, Border
-from qcompiler.codegen.cpu.conv import conv2d, output_border
+from qcompiler.codegen.cpu.conv import conv2d, wanted_border, writes_border
 from qcompiler.codegen.cpu.epilogue import fusable
 from qcompiler.codegen.cpu.float_ops import float_kernel
 from qcompiler.codegen.cpu.gemm import dense, matmul
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Array, Group, Kernel, Step, stored
 from qcompiler.codegen.cpu.loops import collapse, strides_of
+from qcompiler.codegen.cpu.pad import padded_shape
+from qcompiler.codegen.cpu.quantize import is_image, quantize_kernel
 from qcompiler.sim.integer_program import (
     Add,
     AveragePool2d,
@@ -160,8 +162,15 @@ def float_planes(program: IntegerProgram, first: Operation, second: Operation) -
 def _borders(program: IntegerProgram, groups: list[tuple[Operation, ...]]) -> dict[str, Border]:
     """The results that their kernels write with the border that the convolutions behind them want."""
     readers = program.consumers()
-    results = {g[-1].output: output_border(g[0], readers[g[-1].output]) for g in groups}
-    return {name: b for name, b in results.items() if any(b) and name not in program.outputs}
+    writers = {g[-1].output for g in groups if writes_border(g[0]) or _writes_image(program, g)}
+    wanted = {name: wanted_border(readers[name]) for name in writers.difference(program.outputs)}
+    return {name: border for name, border in wanted.items() if any(border)}
+
+
+def _writes_image(program: IntegerProgram, group: tuple[Operation, ...]) -> bool:
+    planes = float_planes(program, group[0], group[-1]) if len(group) == 2 else None
+    quantizes = any(isinstance(op, Quantize) for op in group)
+    return quantizes and planes is not None and is_image(program.output_tensor(group[-1]), planes)
 
 
 def _steps(
@@ -174,9 +183,16 @@ def _steps(
     if type(op) in MATRIX:
         return MATRIX[type(op)](Group(group, program.tensors), isa)
     out = program.output_tensor(last)
+    names = tuple(o.name for o in group)
+    if any(isinstance(o, Quantize) for o in group):
+        border = borders.get(out.name, NO_BORDER)
+        planes = float_planes(program, op, last) if len(group) == 2 else None
+        quantizing = quantize_kernel(program.input_tensors(op)[0], out, isa, planes, border)
+        size = math.prod(padded_shape(out.shape, border)) if any(border) else out.bytes
+        return [Step(quantizing, op.inputs, out.name, size, names)]
     kernel = _kernel(program, group, isa)
-    return [Step(kernel, tuple(dict.fromkeys(op.inputs)) if isinstance(op, Concat) else op.inputs, out.name,
-                 out.bytes, tuple(o.name for o in group))]  # fmt: skip
+    inputs = tuple(dict.fromkeys(op.inputs)) if isinstance(op, Concat) else op.inputs
+    return [Step(kernel, inputs, out.name, out.bytes, names)]
 
 
 def _kernel(program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet) -> Kernel:
@@ -184,8 +200,6 @@ def _kernel(program: IntegerProgram, group: tuple[Operation, ...], isa: VectorIn
     ins, out = program.input_tensors(op), program.output_tensor(op)
     planes = float_planes(program, op, last) if len(group) == 2 else None
     for boundary in group:
-        if isinstance(boundary, Quantize):
-            return elementwise.quantize_kernel(ins[0], program.output_tensor(boundary), isa, planes)
         if isinstance(boundary, Dequantize):
             return elementwise.dequantize_kernel(program.input_tensors(boundary)[0], isa, planes)
     if isinstance(op, Add):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from single_operation import assert_exact, conv_program, levels, program_of, random_scales, with_add
 
-from qcompiler.codegen.cpu.conv import conv2d, output_border
+from qcompiler.codegen.cpu.conv import conv2d, wanted_border, writes_border
 from qcompiler.codegen.cpu.gemm import dense
 from qcompiler.codegen.cpu.kernel import Group
 from qcompiler.sim.integer_program import Dense, Requantize, Tensor
@@ -67,7 +67,8 @@ def test_a_result_is_written_with_the_border_that_its_reader_pads_by(level, kern
 
     def lower(whole, isa):
         producer = Group(whole.operations[:1], whole.tensors)
-        border = output_border(producer.root, [reader])
+        assert writes_border(producer.root)
+        border = wanted_border([reader])
         assert border == reader.padding
         steps = conv2d(producer, isa, border=border)
         steps += conv2d(Group((reader,), whole.tensors), isa, bordered=True)
@@ -81,6 +82,7 @@ def test_no_border_unless_every_reader_pads_alike():
     padded = conv_program(1, 1, 5, 5, 4, 8, (3, 3), padding=(1, 1, 1, 1)).operations[0]
     other = conv_program(1, 1, 5, 5, 4, 8, (3, 3), padding=(0, 0, 1, 1)).operations[0]
     add = conv_program(1, 1, 5, 5, 4, 8, (3, 3), add="first").operations[1]
-    assert output_border(padded, [padded, padded]) == (1, 1, 1, 1)
-    for root, readers in [(padded, [padded, other]), (padded, [padded, add]), (add, [padded]), (padded, [])]:
-        assert output_border(root, readers) == (0, 0, 0, 0)
+    assert wanted_border([padded, padded]) == (1, 1, 1, 1)
+    for readers in [[padded, other], [padded, add]]:
+        assert wanted_border(readers) == (0, 0, 0, 0)
+    assert writes_border(padded) and not writes_border(add)
