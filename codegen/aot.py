@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from qcompiler.codegen.cpu.compile import code_level, compile_kernels
+from qcompiler.codegen.cpu.compile import code_level, submit_kernels, worker_pool
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
@@ -116,21 +117,23 @@ def build(
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
         raise TargetError(f"the name {prefix!r} cannot begin C functions; use letters, digits and underscores")
-    tools = _tools(target)
+    compile_c = _CCompiler(_tools(target))
     say = progress or _Silent()
     constants = _Constants()
-    levels, plans, compiled = [], [], 0
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder:
+    levels, plans, batches = [], [], []
+    with (
+        tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder,
+        worker_pool() as pool,
+    ):
         work = Path(folder)
-        objects: list[Path] = []
+        parts = compile_c.runtime(pool, work)  # needs nothing of the program
         known: dict[Hashable, str] = {}
-        for isa in target.levels:
-            with say.stage(f"kernels for {isa.name}"):
+        with say.stage("kernels"):
+            for isa in target.levels:
                 lowered = lower(program, isa)
-                plan = _plan(lowered)
                 symbols, kernels = _symbols(lowered.steps, isa, known)
-                compiled += len(kernels)
-                objects += say.track(compile_kernels(kernels, isa, work), len(kernels))
+                batches += submit_kernels(pool, kernels, isa, work)  # LLVM works while the next level is lowered
+                plan = _plan(lowered)
                 levels.append(
                     Level(
                         isa.name, isa.cpu_flags, lowered, symbols,
@@ -140,16 +143,22 @@ def build(
                     )
                 )  # fmt: skip
                 plans.append(plan)
-        arena = max(plan.size for plan in plans)
-        scratch = max((step.kernel.scratch_bytes for level in levels for step in level.lowered.steps), default=0)
-        # One alignment for the caller's address, one that vector loads at the end of the last buffer may reach into.
-        workspace = arena + -(-scratch // ALIGNMENT) * ALIGNMENT + 2 * ALIGNMENT
-        with say.stage("link"):
+            arena = max(plan.size for plan in plans)
+            scratch = max((step.kernel.scratch_bytes for level in levels for step in level.lowered.steps), default=0)
+            # One alignment for the caller's address, one that vector loads at the end of the last buffer may reach.
+            workspace = arena + -(-scratch // ALIGNMENT) * ALIGNMENT + 2 * ALIGNMENT
             (work / "driver.c").write_text(driver_source(program, levels, prefix, arena, scratch), encoding="ascii")
-            constants.write(work / "constants.bin")
             header = header_source(program, prefix, workspace, [level.name for level in levels])
             (work / "model.h").write_text(header, encoding="ascii")
-            _link(work, tools, objects, prefix)
+            constants.write(work / "constants.bin")
+            (work / "constants.S").write_text(_CONSTANTS, encoding="ascii")
+            parts += [compile_c(pool, work, name) for name in ("driver.c", "constants.S")]
+            compiled = sum(batch.kernels for batch in batches)
+            for _ in say.track((kernel for b in batches for kernel in [b.file.result()] * b.kernels), compiled):
+                pass
+        with say.stage("link"):
+            objects = [part.result() for part in parts] + [batch.file.result() for batch in batches]
+            compile_c.link(pool, work, objects, prefix)
         for name in ("model.so", "libmodel.a", "model.o", "model.h"):
             (work / name).replace(directory / name)
     return BuildReport(
@@ -256,19 +265,34 @@ def _run(arguments: Sequence[str], work: Path) -> None:
         raise OSError(f"{Path(arguments[0]).name} failed ({result.returncode}): {result.stderr.strip()[-2000:]}")
 
 
-def _link(work: Path, tools: Callable[[str], str], kernels: Sequence[Path], prefix: str) -> None:
-    """From the files in `work` to model.o (only the C interface is global), libmodel.a and model.so."""
-    gcc = tools("gcc")
-    for path in sorted(RUNTIME.glob("*.[ch]")):
-        shutil.copy(path, work / path.name)
-    (work / "constants.S").write_text(_CONSTANTS, encoding="ascii")
-    sources = ["driver.c", *(p.name for p in sorted(RUNTIME.glob("*.c")))]
-    _run([gcc, *_CFLAGS, "-c", *sources, "constants.S"], work)
-    parts = [Path(s).stem + ".o" for s in sources] + ["constants.o", *(k.name for k in kernels)]
-    (work / "parts.txt").write_text("\n".join(parts), encoding="ascii")
-    _run([gcc, "-r", "-nostdlib", "-o", "model.o", "@parts.txt"], work)
-    keep = [f"--keep-global-symbol={prefix}_{name}" for name in PUBLIC]
-    _run([tools("objcopy"), "--strip-debug", *keep, "model.o"], work)
-    _run([tools("ar"), "rcsD", "libmodel.a", "model.o"], work)
-    flags = ["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,-s"]
-    _run([gcc, "-shared", "-o", "model.so", "model.o", *flags, "-pthread", "-lm"], work)
+@dataclass(frozen=True)
+class _CCompiler:
+    """The target's C compiler and its companions. tool: maps "gcc", "objcopy", "ar" to their paths."""
+
+    tool: Callable[[str], str]
+
+    def __call__(self, pool: Executor, work: Path, source: str) -> Future[Path]:
+        """Compile or assemble a file in `work`, in the background."""
+
+        def run() -> Path:
+            _run([self.tool("gcc"), *_CFLAGS, "-c", source], work)
+            return work / f"{Path(source).stem}.o"
+
+        return pool.submit(run)
+
+    def runtime(self, pool: Executor, work: Path) -> list[Future[Path]]:
+        for path in sorted(RUNTIME.glob("*.[ch]")):
+            shutil.copy(path, work / path.name)
+        return [self(pool, work, path.name) for path in sorted(RUNTIME.glob("*.c"))]
+
+    def link(self, pool: Executor, work: Path, objects: Sequence[Path], prefix: str) -> None:
+        """To model.o (only the C interface is global), libmodel.a and model.so in `work`."""
+        gcc = self.tool("gcc")
+        (work / "parts.txt").write_text("\n".join(path.name for path in objects), encoding="ascii")
+        _run([gcc, "-r", "-nostdlib", "-o", "model.o", "@parts.txt"], work)
+        keep = [f"--keep-global-symbol={prefix}_{name}" for name in PUBLIC]
+        _run([self.tool("objcopy"), "--strip-debug", *keep, "model.o"], work)
+        flags = ["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,-s"]
+        archive = pool.submit(_run, [self.tool("ar"), "rcsD", "libmodel.a", "model.o"], work)
+        _run([gcc, "-shared", "-o", "model.so", "model.o", *flags, "-pthread", "-lm"], work)
+        archive.result()

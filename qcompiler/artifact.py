@@ -10,17 +10,21 @@ Nothing in it depends on the time or place of compilation: the same inputs give 
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qcompiler.sim.errors import ArtifactError, ProgramError
-from qcompiler.sim.integer_program import IntegerProgram, Tensor
+from qcompiler.sim.tensor import Tensor
+
+if TYPE_CHECKING:
+    from qcompiler.sim.integer_program import IntegerProgram
 
 FORMAT = "qcompiler artifact"
 FORMAT_VERSION = 1
+Files = Mapping[str, Mapping[str, Any]]
 MANIFEST, PROGRAM = "manifest.json", "program.qir"
 
 
@@ -38,7 +42,7 @@ class Manifest:
     workspace_bytes: int
     program_sha256: str
     build: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
 
     def to_json(self) -> str:
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
@@ -52,20 +56,24 @@ class Artifact:
     directory: Path
     manifest: Manifest
 
-    def path(self, name: str) -> Path:
-        """A file of the artefact after checking size and hash against the manifest. Raises ArtifactError."""
+    def path(self, name: str, verify: bool = True) -> Path:
+        """A file of the artefact after checking it against the manifest. Raises ArtifactError.
+
+        verify: compare the SHA-256, too, which reads the whole file; the size is always compared.
+        """
         path, listed = self.directory / name, self.manifest.files.get(name)
         if listed is None:
             raise ArtifactError(f"{self.directory} has no {name}: it was compiled for {self.manifest.target}")
         try:
-            data = path.read_bytes()
+            size = path.stat().st_size
+            digest = file_sha256(path) if verify and size == listed["bytes"] else None
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from None
-        if len(data) != listed["bytes"]:
+        if size != listed["bytes"]:
             raise ArtifactError(
-                f"{path} is truncated or altered: {len(data)} bytes, the manifest says {listed['bytes']}; {_AGAIN}"
+                f"{path} is truncated or altered: {size} bytes, the manifest says {listed['bytes']}; {_AGAIN}"
             )
-        if hashlib.sha256(data).hexdigest() != listed["sha256"]:
+        if digest is not None and digest != listed["sha256"]:
             raise ArtifactError(f"{path} was altered: its SHA-256 is not the manifest's; {_AGAIN}")
         return path
 
@@ -125,10 +133,28 @@ def open_artifact(directory: str | Path) -> Artifact:
         raise ArtifactError(f"{path} is damaged ({error}); {_AGAIN}") from None
 
 
-def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file that is there, by name, for the manifest."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(directory.iterdir())
-        if path.is_file() and path.name != MANIFEST
-    }
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal; memory does not grow with the file."""
+    import hashlib  # not for those who only load: OpenSSL takes as long as everything else
+
+    digest = hashlib.sha256()  # hashlib.file_digest would want Python 3.11
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_files(directory: Path, known: Files | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of every file that is there, by name, for the manifest.
+
+    known: what an earlier call returned, for files that have not changed since; they are not read again.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    known = known or {}
+    paths = sorted(path for path in directory.iterdir() if path.is_file() and path.name != MANIFEST)
+    with ThreadPoolExecutor() as pool:  # OpenSSL works outside the interpreter lock
+        new = {p: pool.submit(file_sha256, p) for p in paths if p.name not in known}
+        return {
+            p.name: {"bytes": p.stat().st_size, "sha256": new[p].result()} if p in new else known[p.name] for p in paths
+        }

@@ -79,7 +79,7 @@ def run_samples(
     """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
     artifact = open_artifact(directory)
     foreign = _foreign(artifact)
-    model = None if foreign else Model(artifact, threads)
+    model = None if foreign else Model(artifact, threads, verify=True)
     samples = Samples(data, {t.name: t for t in artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
     if model is None:

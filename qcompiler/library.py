@@ -6,23 +6,24 @@ Nothing here needs TVM; `qcompiler.load` is as light as NumPy and ctypes.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qcompiler.artifact import Artifact, open_artifact
-from qcompiler.data import fit
-from qcompiler.emulation import emulates
 from qcompiler.sim.errors import ArtifactError, TargetError
-from qcompiler.sim.integer_program import Tensor
+from qcompiler.sim.tensor import Tensor
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
 ALIGNMENT = 64
 
 
@@ -36,7 +37,7 @@ class Model:
     outputs: Mapping[str, Array]
     invoke: Callable[[], None]
 
-    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+    def __init__(self, artifact: Artifact, threads: int = 1, verify: bool = False) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.artifact, manifest = artifact, artifact.manifest
@@ -46,13 +47,15 @@ class Model:
                 f"`qcompiler simulate {artifact.directory} --input DATA` runs it"
             )
         if manifest.architecture != platform.machine():
+            from qcompiler.emulation import emulates
+
             emulated = f", or emulate it: `qcompiler run {artifact.directory} --input DATA`"
             raise ArtifactError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); this "
                 f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) "
                 f"to run it here{emulated if emulates(manifest.architecture) else ''}"
             )
-        self._library, self._prefix = _open_library(artifact.path("model.so")), manifest.name
+        self._library, self._prefix = _open_library(artifact.path("model.so", verify)), manifest.name
         self.isa = self._chosen_instruction_set()
         if self._function("set_threads", ctypes.c_int)(threads):
             raise TargetError(f"{artifact.directory}: {threads} threads could not be started; ask for fewer")
@@ -95,6 +98,8 @@ class Model:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Copies of the outputs for these inputs (a missing leading axis of 1 is added). Raises CalibrationError."""
+        from qcompiler.data import fit
+
         for tensor in self.artifact.manifest.inputs:
             if tensor.name not in inputs:
                 raise KeyError(f"input {tensor.name!r} is missing; the model takes {', '.join(map(repr, self.inputs))}")
@@ -103,25 +108,31 @@ class Model:
         return {name: value.copy() for name, value in self.outputs.items()}
 
 
-def load(directory: str | Path, threads: int = 1) -> Model:
+def load(directory: str | Path, threads: int = 1, verify: bool = False) -> Model:
     """The compiled model in `directory`, ready to run on this machine.
+
+    verify: read the whole library and compare its SHA-256 with the manifest's, which takes half a second a gigabyte;
+    without it the size is compared, and pages are read when they are first used.
 
     Raises ArtifactError for an artefact that is missing, truncated, altered, foreign or for another architecture, and
     TargetError when this CPU lacks its instruction set.
     """
-    return Model(open_artifact(directory), threads)
+    return Model(open_artifact(directory), threads, verify)
+
+
+_loads = itertools.count()
 
 
 def _open_library(path: Path) -> ctypes.CDLL:
     # The dynamic loader takes a path that it has seen for the same library, even when the file has been replaced since;
-    # a link of a fresh name makes it compare the files themselves.
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        link = Path(folder) / "model.so"
-        link.symlink_to(path.resolve())
-        try:
-            return ctypes.CDLL(str(link))
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be loaded: {str(error).replace(str(link), str(path))}") from None
+    # a spelling that it has not seen makes it compare the files themselves: a "/." for each 1 in the number of the
+    # load, a "/" for each 0.
+    steps = "".join("/." if digit == "1" else "/" for digit in f"{next(_loads):b}")
+    spelling = f"{path.absolute().parent}{steps}/{path.name}"
+    try:
+        return ctypes.CDLL(spelling)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be loaded: {str(error).replace(spelling, str(path))}") from None
 
 
 def _invoker(

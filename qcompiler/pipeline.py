@@ -14,7 +14,7 @@ import numpy as np
 
 import qcompiler
 from qcompiler.accuracy import Values, output_accuracy, within_budget
-from qcompiler.artifact import MANIFEST, PROGRAM, Artifact, Manifest, describe_files, is_artifact
+from qcompiler.artifact import MANIFEST, PROGRAM, Artifact, Files, Manifest, describe_files, file_sha256, is_artifact
 from qcompiler.data import Samples, Source
 from qcompiler.frontend.onnx import import_onnx
 from qcompiler.output import new_directory, new_file
@@ -118,7 +118,7 @@ def compile_model(
         graph = read(quantised.float_module)
         (work / PROGRAM).write_bytes(program_text.save(program))
         built = backend.build(program, work, options.name, progress)
-        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options))
+        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options), {})
         with progress.stage("measure accuracy"):
             accuracy = _measure(graph, program, backend, Artifact(work, manifest), quantised)
         report = collect(
@@ -128,7 +128,7 @@ def compile_model(
         (work / "report.json").write_text(to_json(report), encoding="utf-8")
         (work / "layers.csv").write_text(to_csv(report), encoding="utf-8")
         (work / "report.html").write_text(render(report), encoding="utf-8")
-        manifest = _manifest(program, backend, built, work, manifest.build)
+        manifest = _manifest(program, backend, built, work, manifest.build, manifest.files)
         (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _check_gates(accuracy, options, output)
     return Artifact(output, manifest)
@@ -260,7 +260,7 @@ def _check_gates(accuracy: Accuracy | None, options: Options, output: Path) -> N
 
 # ---------------------------------------------------------------------------------------- packaging
 def _manifest(
-    program: IntegerProgram, backend: Backend, built: Built, directory: Path, build: dict[str, Any]
+    program: IntegerProgram, backend: Backend, built: Built, directory: Path, build: dict[str, Any], known: Files
 ) -> Manifest:
     return Manifest(
         name=program.name,
@@ -271,7 +271,7 @@ def _manifest(
         workspace_bytes=built.workspace_bytes,
         program_sha256=program_text.digest(program),
         build=build,
-        files=describe_files(directory),
+        files=describe_files(directory, known),
     )
 
 
@@ -283,7 +283,7 @@ def _provenance(model: Any, target: str, quantised: Quantised, options: Options)
         "name": Path(model).stem if named else options.name,
         "source": source,
         "target": target,
-        "model_sha256": _sha256(Path(model)) if named else hashlib.sha256(model.SerializeToString()).hexdigest(),
+        "model_sha256": file_sha256(Path(model)) if named else hashlib.sha256(model.SerializeToString()).hexdigest(),
         "calibration_sha256": quantised.samples.sha256() if quantised.samples else None,
         "calibration_samples": len(quantised.samples) if quantised.samples else None,
         "observer": None if quantised.module is quantised.float_module else options.observer,
@@ -295,14 +295,6 @@ def _provenance(model: Any, target: str, quantised: Quantised, options: Options)
             **{p: metadata.version(p) for p in ("apache-tvm", "onnx", "onnxruntime", "numpy")},
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest would want Python 3.11
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sizes(model: Any, built: Built, graph: Graph) -> dict[str, int]:

@@ -5,7 +5,6 @@ The command line prints the message alone (no traceback) and exits with `exit_co
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -47,5 +46,7 @@ class AccuracyGateError(QCompilerError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'a' or 'b'?"` for the known names nearest to `name`, or an empty string."""
+    import difflib
+
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

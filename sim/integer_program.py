@@ -21,29 +21,10 @@ import numpy.typing as npt
 
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, ROUNDINGS, SOFTMAX_MAX_BITS, SOFTMAX_MIN_BITS, Rounding
+from qcompiler.sim.tensor import Shape, Tensor
 
-Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
 DTYPES = ("int8", "int32", "int64", "float32", "bool")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A value of the program. Quantised (int8) tensors carry scale (float32) and zero point; others carry None."""
-
-    name: str
-    shape: Shape
-    dtype: str
-    scale: float | None = None
-    zero_point: int | None = None
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return self.elements * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,10 @@ object needs nothing of TVM: the C prototype is ``int32_t symbol(void *buffer...
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +91,23 @@ def _passes(target: Any) -> Any:
     ])  # fmt: skip
 
 
-def compile_function(function: Any, symbol: str, isa: InstructionSet) -> Any:
-    """A PrimFunc as a TVM module that holds native code for `symbol` (`.inspect_source("asm")`, `.write_to_file`)."""
+def compile_functions(functions: Mapping[str, Any], isa: InstructionSet) -> Any:
+    """PrimFuncs by symbol as one TVM module of native code (`.inspect_source("asm")`, `.write_to_file`)."""
     target = tvm.target.Target(dict(isa.llvm))
-    attributes = function.attrs or {}
-    if "tirx.noalias" not in attributes:
-        function = function.with_attr("tirx.noalias", True)
-    module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
-    passes = _explicit_passes(target) if EXPLICIT in attributes else _passes(target)
-    return tvm.get_global_func(f"target.build.{target.kind.name}")(passes(module), target)
+    lowered: dict[str, Any] = {}
+    for symbol, function in functions.items():
+        attributes = function.attrs or {}
+        if "tirx.noalias" not in attributes:
+            function = function.with_attr("tirx.noalias", True)
+        passes = _explicit_passes(target) if EXPLICIT in attributes else _passes(target)
+        module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
+        lowered.update((variable.name_hint, function) for variable, function in module.functions_items())
+    return tvm.get_global_func(f"target.build.{target.kind.name}")(tvm.IRModule(lowered), target)
+
+
+def compile_function(function: Any, symbol: str, isa: InstructionSet) -> Any:
+    """One PrimFunc; see `compile_functions`."""
+    return compile_functions({symbol: function}, isa)
 
 
 def _object(module: Any) -> bytes:
@@ -115,19 +125,48 @@ def code_level(isa: Any, kernel: Kernel) -> Any:
     return isa if kernel.extended or isa.base is None else isa.base
 
 
-def compile_kernels(kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> Iterator[Path]:
-    """Schedule and compile each kernel into ``directory/<symbol>.o``; yields the files in the order given.
+BATCH = 6  # kernels in one object: LLVM's start and end take as long as a small kernel, and threads want several
 
-    kernels: symbol to kernel, one of each key. Runs on as many threads as the process may use: LLVM works
-    outside the interpreter lock.
+
+@dataclass(frozen=True)
+class Batch:
+    """Kernels on their way into one object file. kernels: how many."""
+
+    kernels: int
+    file: Future[Path]
+
+
+def submit_kernels(pool: Executor, kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> list[Batch]:
+    """Schedule and compile kernels, by symbol and one of each key, into object files in `directory`.
+
+    LLVM works outside the interpreter lock, so a pool of threads uses as many processors. What is in a batch depends
+    on nothing but the kernels: the same program gives the same bytes on every machine.
     """
 
-    def one(item: tuple[str, Kernel]) -> Path:
-        symbol, kernel = item
-        path = directory / f"{symbol}.o"
-        level = code_level(isa, kernel)
-        path.write_bytes(_object(compile_function(kernel.template(level, **kernel.parameters), symbol, level)))
+    def compile_batch(level: Any, symbols: Sequence[str]) -> Path:
+        functions = {s: kernels[s].template(level, **kernels[s].parameters) for s in symbols}
+        path = directory / f"{symbols[0]}.o"
+        path.write_bytes(_object(compile_functions(functions, level)))
         return path
 
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(one, kernels.items())
+    by_level: dict[Any, list[str]] = {}
+    for symbol, kernel in kernels.items():
+        by_level.setdefault(code_level(isa, kernel), []).append(symbol)
+    batches = [(lv, names[i : i + BATCH]) for lv, names in by_level.items() for i in range(0, len(names), BATCH)]
+    return [Batch(len(names), pool.submit(compile_batch, level, names)) for level, names in batches]
+
+
+@contextmanager
+def worker_pool() -> Iterator[Executor]:
+    """As many threads as the process may run at once; after an exception, what has not begun does not begin."""
+    pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def compile_kernels(kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> list[Path]:
+    """As `submit_kernels`, on all processors, until everything is done; the object files."""
+    with worker_pool() as pool:
+        return [batch.file.result() for batch in submit_kernels(pool, kernels, isa, directory)]

@@ -53,7 +53,7 @@ class LoadedSteps:
             kernels.setdefault(step.kernel.key, (f"kernel_{len(kernels)}", step.kernel))
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            objects = list(compile_kernels(dict(kernels.values()), isa, Path(folder)))
+            objects = compile_kernels(dict(kernels.values()), isa, Path(folder))
             self.compile_seconds = time.perf_counter() - started
             library = Path(folder) / "kernels.so"
             subprocess.run(["cc", "-shared", "-o", str(library), *map(str, objects)], check=True)

@@ -277,7 +277,7 @@ def test_a_failing_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(aot, "_link", full_disk)
+    monkeypatch.setattr(aot, "_run", full_disk)
     with pytest.raises(OSError, match="No space left"):
         aot.build(program, cpu_target("x86:avx2"), tmp_path)
     assert list(tmp_path.iterdir()) == []

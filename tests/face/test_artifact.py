@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -40,9 +41,9 @@ def _edit(artefact: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def _message(directory: Path) -> str:
+def _message(directory: Path, verify: bool = False) -> str:
     with pytest.raises(ArtifactError) as caught:
-        Model(open_artifact(directory))
+        Model(open_artifact(directory), verify=verify)
     return str(caught.value)
 
 
@@ -124,9 +125,17 @@ def test_truncated_library(artefact: Path) -> None:
 
 def test_altered_library(artefact: Path) -> None:
     (artefact / "model.so").write_bytes(b"not a librarY")
-    assert _message(artefact) == (
+    assert _message(artefact, verify=True) == (
         f"{artefact}/model.so was altered: its SHA-256 is not the manifest's; compile the model again"
     )
+
+
+def test_files_that_are_known_are_not_read_again(artefact: Path) -> None:
+    known = {"model.so": {"bytes": 13, "sha256": "as it was"}}
+    (artefact / "model.h").write_bytes(b"")
+    files = describe_files(artefact, known)
+    assert files["model.so"] == known["model.so"]
+    assert files["model.h"] == {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
 
 
 def test_what_the_loader_refuses(artefact: Path) -> None:
