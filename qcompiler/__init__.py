@@ -13,20 +13,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qcompiler.api import compile, quantize
+    from qcompiler.api import compile, explore, quantize
     from qcompiler.artifact import Artifact, open_artifact
     from qcompiler.library import Model, load
     from qcompiler.sim.errors import QCompilerError
     from qcompiler.simulation import simulate
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Model", "QCompilerError", "compile", "load", "open_artifact", "quantize", "simulate"]
+__all__ = ["Artifact", "Model", "QCompilerError", "compile", "explore", "load", "open_artifact", "quantize", "simulate"]
 
 _HOME = {
     "Artifact": "artifact",
     "Model": "library",
     "QCompilerError": "sim.errors",
     "compile": "api",
+    "explore": "api",
     "load": "library",
     "open_artifact": "artifact",
     "quantize": "api",

@@ -264,6 +264,86 @@ def simulate(
     simulate_artifact(artifact, input, trace, report, machine)
 
 
+@app.command()
+def explore(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="MODEL...", help="ONNX models or artefacts; none where the space gives their paths."),
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Which fields of a machine vary: docs/explore.md.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where results go.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="latency, energy, power, area, edp, traffic; default: the space's."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help='A limit such as "area_mm2 < 2", beside the space\'s; repeat.'),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="exhaustive (default up to 20,000 points), random, tpe or nsga2 (default beyond)."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Different machines that a sampler tries (default 1000).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of samplers: the same seed gives the same points.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes (default: one a core); the result does not depend on it.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Evaluate on this Dask cluster instead.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="File or database of what was evaluated (default: DIR.journal until done)."),
+    ] = None,
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    host_fallback: Annotated[
+        bool, typer.Option("--host-fallback", help="As for compile: the host runs float operations at the ends.")
+    ] = False,
+    simulate_front: Annotated[
+        bool, typer.Option("--simulate/--no-simulate", help="Run the front in the event simulator, too.")
+    ] = True,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a space's file, and exit.")
+    ] = False,
+) -> None:
+    """Search a space of machines for MODELs: a Pareto front, simulated, as a page, as a table and as machines' files.
+
+    A run that was stopped goes on where it was when the same command is given again.
+
+    \b
+    Examples:
+      qcompiler explore kws.onnx --space space.yaml -o front/
+      qcompiler explore kws.onnx vww.onnx --space space.yaml --objective latency,area --constraint "area < 2" -o out/
+      qcompiler explore kws.onnx --space big.yaml --sampler nsga2 --trials 2000 --cluster tcp://10.0.0.1:8786 -o out/
+      qcompiler explore --schema > space.schema.json
+    """
+    from qcompiler import exploration
+
+    if schema:
+        exploration.print_schema()
+        return
+    for option, value in (("--space", space), ("--output", output)):
+        if value is None:
+            raise typer.BadParameter("is needed", param_hint=option)
+    from qcompiler.api import explore as run
+    from qcompiler.progress import for_stderr
+
+    assert space is not None and output is not None
+    found = run(
+        models or [], space=space, output=output, objectives=_words(objective), constraints=constraint or [],
+        sampler=sampler, trials=trials, seed=seed, workers=workers or exploration.cores(), cluster=cluster,
+        storage=storage, calibration=calibration, shapes=_shapes(shape), host_fallback=host_fallback,
+        simulate=simulate_front, progress=for_stderr(),
+    )  # fmt: skip
+    exploration.print_result(found, output)
+
+
 hardware = typer.Typer(help="Machines of the simulated accelerator: show, check, schema.", no_args_is_help=True)
 app.add_typer(hardware, name="hardware")
 
@@ -335,6 +415,10 @@ def _options(**given: Any) -> Options:
     from qcompiler.pipeline import Options
 
     return Options(**{key: value for key, value in given.items() if value is not None})
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:

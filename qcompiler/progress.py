@@ -23,18 +23,29 @@ class Progress:
         """`items`, counted while they are consumed inside a stage."""
         return items
 
+    def advance(self, done: int, total: int, text: str) -> None:
+        """How far the stage is, and what else there is to say about it."""
+
     def note(self, text: str) -> None:
         """A line that is worth reading."""
 
 
 class PlainProgress(Progress):
-    """A line a stage, for pipes and logs."""
+    """A line a stage, for pipes and logs; a long one also tells every few seconds how far it is."""
+
+    SECONDS = 10.0
+    _told = 0.0
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self._told = time.perf_counter()
         yield
         print(f"{title:<52}{time.perf_counter() - started:8.2f} s", file=sys.stderr, flush=True)
+
+    def advance(self, done: int, total: int, text: str) -> None:
+        if time.perf_counter() - self._told > self.SECONDS:
+            self._told = time.perf_counter()
+            self.note(f"  {done:,} of {total:,}{', ' if text else ''}{text}")
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -50,12 +61,12 @@ class LiveProgress(PlainProgress):
 
         self._bars = Bars(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=Console(stderr=True), transient=True,
+            TextColumn("{task.fields[more]}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True,
         )  # fmt: skip
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        task = self._bars.add_task(title, total=None)
+        task = self._bars.add_task(title, total=None, more="")
         self._bars.start()
         try:
             with super().stage(title):
@@ -71,6 +82,9 @@ class LiveProgress(PlainProgress):
         for item in items:
             yield item
             self._bars.advance(task)
+
+    def advance(self, done: int, total: int, text: str) -> None:
+        self._bars.update(self._bars.task_ids[-1], completed=done, total=total, more=text)
 
 
 def for_stderr() -> Progress:

@@ -34,6 +34,10 @@ class HardwareError(QCompilerError):
     """A machine description with a missing, unknown or contradictory field."""
 
 
+class ExplorationError(QCompilerError):
+    """A space, a storage or an option of an exploration that is wrong."""
+
+
 class ProgramError(QCompilerError):
     """An integer or accelerator program that breaks its own rules."""
 

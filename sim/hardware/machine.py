@@ -285,6 +285,37 @@ def _range(location: tuple[int | str, ...]) -> str:
     return words
 
 
+def field_names() -> list[str]:
+    """All fields of a machine with dots, parts before their fields; not name and description."""
+    names: list[str] = []
+    for name in Machine.model_fields:
+        part = _part_of((name,))
+        inner = [] if part is Machine else [f"{name}.{field}" for field in part.model_fields]
+        names += [name, *inner]
+    return [n for n in names if n not in ("name", "description")]
+
+
+def field_problem(machine: Machine, dotted: str, value: Any) -> str:
+    """What is wrong with this value of one field, whatever the other fields are; empty where nothing is."""
+    content, location = machine.model_dump(mode="json"), tuple(dotted.split("."))
+    at: Any = content
+    for part in location[:-1]:
+        if at[part] is None:  # an optional memory that this machine lacks: any will do to try its field
+            at[part] = dict(content["main_memory"])
+        at = at[part]
+    at[location[-1]] = value
+    try:
+        Machine.model_validate(content)
+    except ValidationError as error:
+        for e in error.errors(include_url=False):
+            if e["loc"][: len(location)] == location:
+                inner = "".join(f".{p}" for p in e["loc"][len(location) :])
+                if e["type"] == "missing":
+                    return f"{value!r} has no {inner[1:]} ({_range(e['loc'])})"
+                return f"{inner + ' ' if inner else ''}is {e['input']!r}; {_range(e['loc'])}"
+    return ""
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a machine file."""
     return Machine.model_json_schema()

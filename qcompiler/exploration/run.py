@@ -1,0 +1,407 @@
+"""`qcompiler explore`: points from a sampler, outcomes from an engine, kept in a storage; then the front, proven by the
+event simulator, what matters, and what to change next."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import qcompiler
+from qcompiler.exploration import samplers
+from qcompiler.exploration.engines import Engine, engine
+from qcompiler.exploration.evaluation import Context, Work, doubled, evaluate, simulate
+from qcompiler.exploration.models import Model, load, name_of
+from qcompiler.exploration.samplers import SAMPLERS, Verdict
+from qcompiler.exploration.storage import Chunk, Storage, digest
+from qcompiler.sim import energy, program_text
+from qcompiler.sim.errors import ExplorationError, did_you_mean
+from qcompiler.sim.explore import sensitivity, space_file
+from qcompiler.sim.explore.merit import Merit, Outcome
+from qcompiler.sim.explore.sensitivity import RESOURCES, Effect
+from qcompiler.sim.explore.space import ModelOptions, Point, Space, lookup
+from qcompiler.sim.hardware import Machine
+
+if TYPE_CHECKING:
+    from qcompiler.data import Source
+    from qcompiler.progress import Progress
+
+DEFAULT_EXHAUSTIVE = 20_000  # spaces of up to so many points are gone through
+DEFAULT_TRIALS = 1000
+SWEEPS = 48  # random points around which the choices of each axis are tried, where not all points are known
+FRONT_CHUNK, NEXT_CHUNK = 4, 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to explore. sampler: None for the best of what the space's size allows. storage: a file or database URL;
+    None for a journal beside the output. simulate_front: prove the front in the event simulator."""
+
+    models: Sequence[str | Path]
+    space: str | Path | Space
+    output: Path
+    objectives: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    sampler: str | None = None
+    trials: int | None = None
+    seed: int = 0
+    workers: int = 1
+    cluster: str | None = None
+    storage: str | None = None
+    calibration: Source | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    host_fallback: bool = False
+    simulate_front: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """The result. points, outcomes, figures (None where impossible), broken (constraints and by how much): by number of
+    the point. front: numbers of the points that nothing dominates, by the first objective. simulated: outcomes of the
+    front in the event simulator. effects: by objective and axis. next: by number of a front point and resource, the
+    outcome of doubling it."""
+
+    space: Space
+    merit: Merit
+    sampler: str
+    seed: int
+    identity: Mapping[str, Any]
+    points: list[Point]
+    outcomes: list[Outcome]
+    figures: list[dict[str, float] | None]
+    broken: list[dict[str, float]]
+    front: list[int]
+    simulated: dict[int, Outcome] = field(default_factory=dict)
+    effects: dict[str, list[Effect]] = field(default_factory=dict)
+    next: dict[int, dict[str, Outcome]] = field(default_factory=dict)
+    models: tuple[Model, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        return digest(self.identity)
+
+    def name(self, number: int) -> str:
+        """What the machine of a point is called, and its file in ``front/``."""
+        return f"p{number:0{len(str(max(len(self.points) - 1, 0)))}d}"
+
+    def machine(self, number: int) -> Machine:
+        """The machine of a point that is one."""
+        return self.space.machine(self.points[number], f"{self.space.name}.{self.name(number)}")
+
+
+# ------------------------------------------------------------------------------------------------ the run
+class _Run:
+    def __init__(self, request: Request, progress: Progress) -> None:
+        self.request, self.progress = request, progress
+        self.space = request.space if isinstance(request.space, Space) else space_file.load(request.space)
+        self.options = _models(request, self.space)
+        objectives = request.objectives or self.space.objectives or ("latency", "energy", "area")
+        # Mistakes in objectives and constraints should not wait for the models.
+        self.merit = Merit(
+            {n: o for n, (_, o) in self.options.items()}, objectives,
+            [*self.space.constraints, *request.constraints],
+        )  # fmt: skip
+        self.sampler, self.trials = _sampler(request, self.space)
+
+    def load(self) -> tuple[tuple[Model, ...], Context]:
+        models = []
+        for name, (path, options) in self.options.items():
+            shapes = {**(options.shapes or {}), **self.request.shapes}
+            models.append(load(path, name, shapes, self.request.calibration, self.request.host_fallback, self.progress))
+        synthetic = [m.name for m in models if m.calibration == "synthetic"]
+        if synthetic:
+            self.progress.note(
+                f"{', '.join(synthetic)}: quantised with random samples, since there is no --calibration: costs are "
+                "right, the numbers that such a program computes are not"
+            )
+        return tuple(models), Context(self.space, {m.name: m.core for m in models})
+
+    def identity(self, models: Sequence[Model]) -> dict[str, Any]:
+        """Everything that the results depend on, but the number of trials: a longer run begins with the shorter."""
+        space = self.space
+        optuna = {} if self.sampler in ("exhaustive", "random") else {"optuna": metadata.version("optuna")}
+        return {
+            "base": space.base.hash,
+            "axes": [[a.name, list(a.choices), dict(a.when or {})] for a in space.axes],
+            "derived": [[n, e.text] for n, e in space.derived],
+            "space": space.name,
+            "models": {
+                m.name: [program_text.digest(m.core), o.weight, o.period_ms]
+                for m, o in zip(models, self.merit.models.values(), strict=True)
+            },
+            "objectives": [o.figure for o in self.merit.objectives],
+            "constraints": [c.text for c in self.merit.constraints],
+            "sampler": self.sampler,
+            "seed": self.request.seed if self.sampler != "exhaustive" else 0,
+            "energy": digest(energy.load_table().model_dump(mode="json")),
+            "versions": {"qcompiler": qcompiler.__version__, **optuna},
+        }
+
+
+def explore(request: Request, progress: Progress) -> Exploration:
+    """Explore, and leave ``output`` whole or untouched. Raises a QCompilerError for what the user can mend."""
+    from qcompiler.exploration import output
+
+    run = _Run(request, progress)
+    output.check(request.output)
+    models, context = run.load()
+    identity = run.identity(models)
+    where = output.storage_of(request, digest(identity))
+    storage = Storage(where, identity)
+    if storage.repaired:
+        progress.note(f"{where}: dropped {storage.repaired} bytes of a record that was not finished")
+    with engine(context, request.workers, request.cluster) as workers:
+        found = _evaluate_all(run, context, workers, storage)
+        found = _study_front(run, found, workers, storage, models)
+    storage.close()
+    output.write(found, request.output, where if isinstance(where, Path) else None)
+    return found
+
+
+def _evaluate_all(run: _Run, context: Context, workers: Engine, storage: Storage) -> Exploration:
+    known = storage.read("points")
+    points: list[Point] = []
+    outcomes: list[Outcome] = []
+    figures: list[dict[str, float] | None] = []
+    broken: list[dict[str, float]] = []
+    kept = _Front(run.merit)
+    base = run.space.base.model_dump(mode="json")
+    size = samplers.chunk_size(run.sampler)
+    generator = samplers.batches(run.space, run.sampler, run.request.seed, run.trials, len(run.merit.objectives))
+    limit = run.trials or samplers.EXHAUSTIVE_LIMIT
+    total = min(limit, run.space.size(limit))
+    with run.progress.stage(f"explore {run.space.name} ({run.sampler})"):
+        verdicts: list[Verdict] | None = None
+        begin = time.perf_counter()
+        fresh = 0
+        while True:
+            try:
+                batch = generator.send(verdicts) if verdicts is not None else next(generator)
+            except StopIteration:
+                break
+            offset, verdicts = len(points), []
+            chunks = [(offset + i, batch[i : i + size]) for i in range(0, len(batch), size)]
+            for first, chunk, result in _in_order(chunks, known, storage, "points", evaluate, workers):
+                for number, (point, outcome) in enumerate(zip(chunk, result, strict=True), first):
+                    f, b = _judge(run, base, point, outcome)
+                    figures.append(f)
+                    broken.append(b)
+                    verdicts.append(_verdict(run.merit, f, b))
+                    if f is not None and not b:
+                        kept.add(number, f)
+                points += chunk
+                outcomes += result
+                fresh += len(chunk) if first not in known else 0
+                rate = fresh / (time.perf_counter() - begin)
+                run.progress.advance(len(points), total, f"{rate:,.0f} points/s, {len(kept.numbers)} on the front")
+    front = kept.settled()
+    return Exploration(
+        run.space, run.merit, run.sampler, run.request.seed, storage.identity, points, outcomes, figures, broken, front
+    )
+
+
+def _in_order(
+    chunks: Sequence[tuple[int, Sequence[Any]]], kept: Mapping[int, Chunk], storage: Storage, kind: str, work: Work,
+    workers: Engine,
+) -> Iterator[tuple[int, Sequence[Any], list[Outcome]]]:  # fmt: skip
+    """All chunks in order; those that the storage does not hold are evaluated and kept as soon as they are done."""
+    done: dict[int, list[Outcome]] = {}
+    for first, items in chunks:
+        try:
+            outcomes = kept[first].head(items) if first in kept else None
+        except ValueError:
+            raise ExplorationError(
+                f"storage {storage.where}: its points from {first} on are not those that this sampler chooses: another "
+                "version wrote it; remove it to begin again"
+            ) from None
+        if outcomes is not None:
+            done[first] = outcomes
+    items_of = dict(chunks)
+    results = iter(workers.run(work, _elsewhere([c for c in chunks if c[0] not in done], storage, kind, done)))
+    for first, items in chunks:
+        while first not in done:
+            key, outcomes = next(results, (first, done.get(first, [])))  # the last ones may have come from elsewhere
+            if key in done:
+                continue
+            storage.write(kind, key, items_of[key], outcomes)
+            done[key] = outcomes
+        yield first, items, done.pop(first)
+
+
+def _elsewhere(
+    todo: Sequence[tuple[int, Sequence[Any]]], storage: Storage, kind: str, done: dict[int, list[Outcome]]
+) -> Iterator[tuple[int, Sequence[Any]]]:
+    """The chunks that nobody else has finished in the meantime, where the storage is shared between machines.
+
+    Machines begin at different places of a batch, so that they meet as late as possible.
+    """
+    if not storage.shared or len(todo) < 2:
+        yield from todo
+        return
+    start = int.from_bytes(os.urandom(4), "big") % len(todo)
+    looked, found = time.monotonic(), dict[int, Chunk]()
+    for first, items in (*todo[start:], *todo[:start]):
+        if time.monotonic() - looked > 0.5:
+            looked, found = time.monotonic(), storage.read(kind)
+        if first in found and (outcomes := found[first].head(items)) is not None:
+            done[first] = outcomes
+        else:
+            yield first, items
+
+
+def _judge(
+    run: _Run, base: Mapping[str, Any], point: Point, outcome: Outcome
+) -> tuple[dict[str, float] | None, dict[str, float]]:
+    if outcome.reason:
+        return None, {}
+    figures = run.merit.figures(outcome)
+    fields: Mapping[str, Any] = _Fields(base, run.space.fields(point)) if run.merit.constraints else {}
+    return figures, run.merit.violations(outcome, figures, fields)
+
+
+class _Fields(dict[str, Any]):
+    """The fields of a point's machine by dotted name, the base's where the point says nothing."""
+
+    def __init__(self, base: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self._base = base
+
+    def __missing__(self, name: str) -> Any:
+        return lookup(self._base, name)
+
+
+def _verdict(merit: Merit, figures: Mapping[str, float] | None, broken: Mapping[str, float]) -> Verdict:
+    if figures is None:
+        return Verdict(None, samplers.NOTHING)
+    return Verdict(tuple(o.score(figures) for o in merit.objectives), sum(broken.values()))
+
+
+class _Front:
+    """The front of the points so far, kept up to date."""
+
+    def __init__(self, merit: Merit) -> None:
+        self.merit = merit
+        self.numbers: list[int] = []
+        self.costs = np.empty((0, len(merit.objectives)))
+
+    def add(self, number: int, figures: Mapping[str, float]) -> None:
+        cost = np.array([o.cost(figures) for o in self.merit.objectives])
+        if (self.costs <= cost).all(axis=1).any():
+            return
+        stay = np.logical_not((cost <= self.costs).all(axis=1))
+        self.costs = np.vstack([self.costs[stay], cost])
+        self.numbers = [*(self.numbers[i] for i in np.flatnonzero(stay)), number]
+
+    def settled(self) -> list[int]:
+        """By the first objective, then the others."""
+        return [self.numbers[i] for i in np.lexsort(self.costs.T[::-1])]
+
+
+# ---------------------------------------------------------------------------------------- behind the front
+def _study_front(
+    run: _Run, found: Exploration, workers: Engine, storage: Storage, models: tuple[Model, ...]
+) -> Exploration:
+    """Prove the front, and say what matters and what to change."""
+    front = sorted(found.front)
+    simulated: dict[int, Outcome] = {}
+    if run.request.simulate_front and front:
+        chunks = [(n, [found.points[n]]) for n in front]
+        with run.progress.stage("simulate the front"):
+            for first, _, result in _tracked(run, chunks, storage, "simulated", simulate, workers):
+                simulated[first] = result[0]
+    with run.progress.stage("which field matters"):
+        effects = _effects(run, found, workers, storage)
+    following: dict[int, dict[str, Outcome]] = {n: {} for n in front}
+    items = [(n, resource) for n in front for resource in RESOURCES]
+    questions = [
+        (i, [(found.points[n], r) for n, r in items[i : i + NEXT_CHUNK]]) for i in range(0, len(items), NEXT_CHUNK)
+    ]
+    kind = "next-" + digest([list(found.points[n]) for n in front])[:8]  # another front asks other questions
+    with run.progress.stage("what to change next"):
+        for first, chunk, result in _tracked(run, questions, storage, kind, doubled, workers):
+            for (n, resource), outcome in zip(items[first : first + len(chunk)], result, strict=True):
+                following[n][resource] = outcome
+    return Exploration(
+        found.space, found.merit, found.sampler, found.seed, found.identity, found.points, found.outcomes,
+        found.figures, found.broken, found.front, simulated, effects, following, models,
+    )  # fmt: skip
+
+
+def _tracked(
+    run: _Run, chunks: Sequence[tuple[int, Sequence[Any]]], storage: Storage, kind: str, work: Work, workers: Engine
+) -> Iterator[tuple[int, Sequence[Any], list[Outcome]]]:
+    known = storage.read(kind)
+    for i, done in enumerate(_in_order(chunks, known, storage, kind, work, workers), 1):
+        yield done
+        run.progress.advance(i, len(chunks), "")
+
+
+def _effects(run: _Run, found: Exploration, workers: Engine, storage: Storage) -> dict[str, list[Effect]]:
+    merit = run.merit
+    if run.sampler == "exhaustive":
+        good = [(p, f) for p, f in zip(found.points, found.figures, strict=True) if f is not None]
+        points = [p for p, _ in good]
+        return {o.figure: sensitivity.effects(points, [o.score(f) for _, f in good]) for o in merit.objectives}
+    sweeps = sensitivity.sweeps(run.space, run.request.seed, SWEEPS)
+    wanted = list(dict.fromkeys(p for lines in sweeps for line in lines for p in line))
+    size = samplers.CHUNK
+    chunks = [(i, wanted[i : i + size]) for i in range(0, len(wanted), size)]
+    figures: dict[Point, dict[str, float] | None] = {}
+    for _, chunk, result in _tracked(run, chunks, storage, "sweeps", evaluate, workers):
+        for point, outcome in zip(chunk, result, strict=True):
+            figures[point] = None if outcome.reason else merit.figures(outcome)
+    centres = sensitivity.centres(run.space, run.request.seed, SWEEPS)
+    effects = {}
+    for o in merit.objectives:
+
+        def score(point: Point, value: Callable[..., float] = o.score) -> float | None:
+            known = figures[point]
+            return None if known is None else value(known)
+
+        lines = [[[score(p) for p in line] for line in sweep] for sweep in sweeps]
+        effects[o.figure] = sensitivity.swept_effects(lines, [score(p) for p in centres])
+    return effects
+
+
+# ------------------------------------------------------------------------------------------------ options
+def _models(request: Request, space: Space) -> dict[str, tuple[Path, ModelOptions]]:
+    given = {name_of(Path(p)): Path(p) for p in request.models}
+    if len(given) < len(request.models):
+        raise ExplorationError("two models have the same name; give different files, or copies with other names")
+    described = dict(space.models or {})
+    if given:
+        for name in described:
+            if name not in given and described[name].path is None:
+                near = did_you_mean(name, given)
+                raise ExplorationError(f"models.{name}: is no model on the command line, and has no path{near}")
+    paths = {n: Path(o.path) for n, o in described.items() if o.path is not None} | given
+    if not paths:
+        raise ExplorationError(
+            "there is no model; give an ONNX file or an artefact, or models with a path in the space"
+        )
+    missing = [n for n in described if n not in paths]
+    if missing:
+        raise ExplorationError(f"models.{missing[0]}: give its path, or the model on the command line")
+    return {n: (p, described.get(n, ModelOptions())) for n, p in paths.items()}
+
+
+def _sampler(request: Request, space: Space) -> tuple[str, int | None]:
+    sampler = request.sampler
+    if sampler is None:
+        small = request.trials is None and space.size(DEFAULT_EXHAUSTIVE) <= DEFAULT_EXHAUSTIVE
+        sampler = "exhaustive" if small else "nsga2"
+    if sampler not in SAMPLERS:
+        raise ExplorationError(
+            f"unknown sampler {sampler!r}; it is one of {', '.join(SAMPLERS)}{did_you_mean(sampler, SAMPLERS)}"
+        )
+    if sampler == "exhaustive":
+        if request.trials is not None:
+            raise ExplorationError("--trials is for samplers that choose points; exhaustive takes all of them")
+        return sampler, None
+    return sampler, request.trials if request.trials is not None else DEFAULT_TRIALS

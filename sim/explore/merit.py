@@ -1,0 +1,192 @@
+"""Figures of merit: what the costs of the models on a machine amount to, objectives, and constraints.
+
+With weights w, latencies t and energies e of the models: latency_ms = sum(w t) / sum(w), energy_uj = sum(w e) / sum(w),
+edp = their product, power_mw = sum(w e) / sum(w t) for a machine that never pauses. Where every model has a period, the
+machine leaks while it waits: power_mw = leakage + sum((e - leakage t) / period), and the models must fit their periods.
+`<model>.<figure>` is one model's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompiler.sim.errors import ExplorationError, did_you_mean
+from qcompiler.sim.explore.expression import Expression
+from qcompiler.sim.explore.space import ModelOptions
+from qcompiler.sim.hardware.machine import field_names
+
+ALIASES = {
+    "latency": "latency_ms", "energy": "energy_uj", "power": "power_mw", "area": "area_mm2", "edp": "edp_uj_ms",
+    "traffic": "dram_bytes", "accuracy": "accuracy", "sqnr": "sqnr_db",
+}  # fmt: skip
+UNITS = {
+    "latency_ms": "ms", "energy_uj": "µJ", "power_mw": "mW", "area_mm2": "mm²", "edp_uj_ms": "µJ·ms",
+    "dram_bytes": "bytes", "accuracy": "", "sqnr_db": "dB",
+}  # fmt: skip
+QUALITY = ("accuracy", "sqnr_db")  # the higher the better; the rest the lower
+PER_MODEL = ("latency_ms", "energy_uj", "dram_bytes", *QUALITY)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One inference of one model: cycles, pJ with the leakage of these cycles, bytes of the external memories, and,
+    where it was measured, accuracy (0..1) and SQNR (dB)."""
+
+    cycles: int
+    energy_pj: float
+    dram_bytes: int
+    accuracy: float | None = None
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A machine with all its models, or the reason why it cannot be: then the rest is empty."""
+
+    reason: str = ""
+    clock_mhz: float = 0.0
+    area_mm2: float = 0.0
+    leakage_mw: float = 0.0
+    costs: tuple[Cost, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """A short JSON value that `from_json` gives back exactly."""
+        if self.reason:
+            return [self.reason]
+        costs = [[c.cycles, c.energy_pj, c.dram_bytes, c.accuracy, c.sqnr_db] for c in self.costs]
+        return [self.clock_mhz, self.area_mm2, self.leakage_mw, costs]
+
+    @staticmethod
+    def from_json(value: list[Any]) -> Outcome:
+        if len(value) == 1:
+            return Outcome(str(value[0]))
+        clock, area, leakage, costs = value
+        return Outcome("", clock, area, leakage, tuple(Cost(*c) for c in costs))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A figure to minimise, or to maximise."""
+
+    figure: str
+
+    @property
+    def maximise(self) -> bool:
+        return self.figure.rpartition(".")[2] in QUALITY
+
+    def cost(self, figures: Mapping[str, float]) -> float:
+        """The figure such that less is better."""
+        value = figures[self.figure]
+        return -value if self.maximise else value
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """As `cost`, the logarithm of what spans decades (all but qualities)."""
+        value = figures[self.figure]
+        return -value if self.maximise else math.log(max(value, 1e-30))
+
+
+class Merit:
+    """Figures, objectives and constraints of an exploration.
+
+    models: by name, in the order of `Outcome.costs`. quality: which of `QUALITY` is measured. Raises ExplorationError
+    for an unknown objective or name in a constraint.
+    """
+
+    def __init__(
+        self, models: Mapping[str, ModelOptions], objectives: Sequence[str], constraints: Sequence[str],
+        quality: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.models, self.quality = dict(models), tuple(quality)
+        self.periods = [m.period_ms for m in models.values()]
+        if any(self.periods) and not all(self.periods):
+            without = next(n for n, m in models.items() if m.period_ms is None)
+            raise ExplorationError(f"models.{without}: has no period_ms, but others have; give it to all or to none")
+        self.names = self._names()
+        self.objectives = tuple(Objective(self._figure(name)) for name in objectives)
+        if not self.objectives:
+            raise ExplorationError(f"there is no objective; give any of {', '.join(ALIASES)}")
+        if len({o.figure for o in self.objectives}) < len(self.objectives):
+            raise ExplorationError(f"objectives: {', '.join(objectives)} names one of them twice")
+        self.constraints = tuple(self._constraint(text) for text in constraints)
+
+    def _names(self) -> tuple[str, ...]:
+        absent = {q for q in QUALITY if q not in self.quality}
+        shared = [n for n in ALIASES.values() if n not in absent]
+        return (*shared, *(f"{m}.{n}" for m in self.models for n in PER_MODEL if n not in absent))
+
+    def _figure(self, name: str) -> str:
+        found = ALIASES.get(name, name)
+        if found in self.names:
+            return found
+        if found in QUALITY:
+            needs = "--calibration and --labels" if found == "accuracy" else "--calibration"
+            raise ExplorationError(f"objective {name!r} needs data to be measured on: give {needs}")
+        aliases = [a for a, n in ALIASES.items() if n in self.names]
+        near = did_you_mean(name, [*aliases, *self.names])
+        raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join(aliases)})")
+
+    def _constraint(self, text: str) -> Expression:
+        expression = Expression(text, f"constraint {text!r}")
+        if expression.comparison() is None:
+            raise ExplorationError(f"constraint {text!r}: want a comparison, such as 'area_mm2 < 2'")
+        aliases = [a for a in ALIASES if ALIASES[a] in self.names]
+        expression.require([*self.names, *aliases, *field_names()])
+        if not any(n in self.names or n in aliases for n in expression.names):
+            raise ExplorationError(f"constraint {text!r}: names no figure; limit fields by their choices instead")
+        return expression
+
+    # ---------------------------------------------------------------------------------------- figures
+    def figures(self, outcome: Outcome) -> dict[str, float]:
+        """All `names` of a feasible outcome."""
+        found: dict[str, float] = {}
+        times = [c.cycles / (outcome.clock_mhz * 1e3) for c in outcome.costs]
+        energies = [c.energy_pj * 1e-6 for c in outcome.costs]
+        weights = [m.weight for m in self.models.values()]
+
+        def mean(values: Sequence[float]) -> float:
+            return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+        found["latency_ms"], found["energy_uj"] = mean(times), mean(energies)
+        if all(self.periods):
+            leak = outcome.leakage_mw
+            found["power_mw"] = leak + sum(
+                (e - leak * t) / p for e, t, p in zip(energies, times, self.periods, strict=True) if p
+            )
+        else:
+            found["power_mw"] = found["energy_uj"] / found["latency_ms"]
+        found["area_mm2"] = outcome.area_mm2
+        found["edp_uj_ms"] = found["energy_uj"] * found["latency_ms"]
+        found["dram_bytes"] = mean([c.dram_bytes for c in outcome.costs])
+        for q in self.quality:
+            found[q] = mean([getattr(c, q) for c in outcome.costs])
+        for name, t, e, c in zip(self.models, times, energies, outcome.costs, strict=True):
+            own: dict[str, Any] = {"latency_ms": t, "energy_uj": e, "dram_bytes": c.dram_bytes, "accuracy": c.accuracy,
+                   "sqnr_db": c.sqnr_db}  # fmt: skip
+            found |= {f"{name}.{n}": own[n] for n in PER_MODEL if f"{name}.{n}" in self.names}
+        return found
+
+    def violations(self, outcome: Outcome, figures: Mapping[str, float], fields: Mapping[str, Any]) -> dict[str, float]:
+        """The constraints that a feasible outcome breaks, and by which fraction of the larger side.
+
+        fields: the machine's fields by dotted name.
+        """
+        broken: dict[str, float] = {}
+        if all(self.periods):
+            busy = sum(
+                c.cycles / (outcome.clock_mhz * 1e3) / p for c, p in zip(outcome.costs, self.periods, strict=True) if p
+            )
+            if busy > 1:
+                broken["the models fit their periods"] = busy - 1
+        values = {**fields, **figures, **{a: figures[n] for a, n in ALIASES.items() if n in figures}}
+        for constraint in self.constraints:
+            if not constraint.evaluate(values):
+                comparison = constraint.comparison()
+                assert comparison is not None
+                left, sign, right = comparison
+                a, b = left.evaluate(values), right.evaluate(values)
+                excess = (a - b if sign in ("<", "<=") else b - a) / (max(abs(a), abs(b)) or 1)
+                broken[constraint.text] = max(excess, 1e-9)  # a strict limit met exactly is still missed
+        return broken

@@ -1,0 +1,49 @@
+"""One compiled model, and a small space that goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import qcompiler
+
+DEMO = Path(qcompiler.__file__).parent / "demo"
+DIGITS, CALIBRATION, TEST = DEMO / "digits.onnx", DEMO / "calibration.npz", DEMO / "test.npz"
+
+SPACE = """
+name: small
+base: edge-16x16
+fields:
+  matrix.rows: [2, 4, 8]
+  matrix.columns: [4, 8]
+  vector.lanes: [4, 16, 64]
+  constant_memory:
+    - null
+    - {technology: flash, size_bytes: 1048576, read_bytes_per_cycle: 4, latency_cycles: 20, burst_bytes: 16,
+       outstanding_transfers: 2}
+variables:
+  tiles: [4]
+derived:
+  weight_memory.size_bytes: tiles * matrix.rows * matrix.columns * 2
+  activation_memory.bytes_per_cycle: 32
+objectives: [latency, energy, area]
+constraints: ["area_mm2 < 0.69"]
+"""
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's model, compiled once: exploring an artefact needs neither import nor calibration."""
+    pytest.importorskip("optuna")
+    output = tmp_path_factory.mktemp("explore") / "digits"
+    qcompiler.compile(DIGITS, target="npu:edge-16x16", calibration=CALIBRATION, output=output)
+    return output
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    """`SPACE` as a file."""
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
