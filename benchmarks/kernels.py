@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from qcompiler.codegen.cpu.conv import conv2d
-from qcompiler.codegen.cpu.emit import Emitter, bits, splat
 from qcompiler.codegen.cpu.gemm import dense, matmul
-from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
-from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
-from qcompiler.codegen.cpu.loops import tasks
+from qcompiler.codegen.cpu.kernel import Group
 from qcompiler.codegen.cpu.measure import LoadedSteps
+from qcompiler.codegen.cpu.peak import peak
 from qcompiler.codegen.cpu.target import cpu_target
 from qcompiler.sim.integer_program import Conv2d, Dense, MatMul, Operation, Requantize, Tensor
 
@@ -111,38 +109,6 @@ def transformer_groups(width: int = 768, length: int = 128, heads: int = 12) -> 
 
 
 LEVELS = cpu_target("x86").levels
-VECTORS, ROUNDS = 2, 10000
-
-
-def _dots(isa: VectorInstructionSet, rows: int) -> Any:
-    """Dot products on registers alone. Each row's operand is an accumulator of another row, so that none is folded."""
-    e = Emitter()
-    lanes = isa.lanes(4)
-    y = e.buffer("y", rows * VECTORS * lanes, "int32")
-    with tasks(e) as task:
-        acc = e.registers(rows * VECTORS, f"int32x{lanes}")
-        for i in range(rows * VECTORS):
-            acc[i] = splat(task + i, "int32", lanes)
-        pattern = bits(splat(0x7F3F1F0F, "int32", lanes), f"{isa.storage}x{4 * lanes}")
-        weights = tuple(part for part, _, _ in isa.as_weights(pattern, lanes))
-        with e.loop(ROUNDS, "round"):
-            for r in range(rows):
-                quads = bits(acc[(r + 1) % rows * VECTORS], f"{isa.storage}x{4 * lanes}")
-                operand = tuple(e.bind(part, str(part.ty.dtype)) for part in isa.operand(quads, lanes))
-                for i in range(r * VECTORS, (r + 1) * VECTORS):
-                    acc[i] = isa.dot(acc[i], operand, weights, lanes)
-        for i in range(rows * VECTORS):
-            e.store(y, i * lanes, acc[i], lanes)
-    return e.function()
-
-
-def peak(isa: VectorInstructionSet) -> float:
-    """Multiply-accumulates per second of dot products on registers."""
-    rows = isa.registers * 3 // 8
-    outputs = rows * VECTORS * isa.vector_bytes
-    step = Step(Kernel("dots", _dots, {"rows": rows}, 1), (), "y", outputs)
-    seconds = LoadedSteps([step], isa, {}).seconds(0, repeat=300)
-    return ROUNDS * outputs / seconds
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
 from qcompiler.codegen.cpu.target import CpuTarget
-from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier
+from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier, step_title
 from qcompiler.codegen.memory_plan import Buffer, MemoryPlan, plan_memory
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.integer_program import IntegerProgram
@@ -69,9 +69,22 @@ class OperationReport:
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """A kernel call of one level: kernel family, the operation that it completes, the level whose instructions it is
+    made of, multiply-accumulates, and the bytes of activations and constants that it reads and writes."""
+
+    kernel: str
+    operation: str
+    level: str
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """workspace_bytes: what a caller hands to `run`; arena_bytes, arena_bound: planned and least possible working
-    memory of the best level; constant_bytes: weights and tables of all levels; kernels: functions compiled."""
+    memory of the best level; constant_bytes: weights and tables of all levels; kernels: functions compiled; steps: by
+    level, as the library numbers them."""
 
     workspace_bytes: int
     arena_bytes: int
@@ -79,6 +92,7 @@ class BuildReport:
     constant_bytes: int
     kernels: int
     operations: tuple[OperationReport, ...]
+    steps: Mapping[str, tuple[StepReport, ...]]
 
 
 class _Constants:
@@ -162,8 +176,9 @@ def build(
         for name in ("model.so", "libmodel.a", "model.o", "model.h"):
             (work / name).replace(directory / name)
     return BuildReport(
-        workspace, plans[0].size, plans[0].lower_bound, constants.size, compiled, _report(program, levels[0].lowered)
-    )
+        workspace, plans[0].size, plans[0].lower_bound, constants.size, compiled, _report(program, levels[0].lowered),
+        {level.name: _step_reports(program, level, isa) for level, isa in zip(levels, target.levels, strict=True)},
+    )  # fmt: skip
 
 
 def _plan(lowered: Lowered) -> MemoryPlan:
@@ -228,6 +243,16 @@ def _report(program: IntegerProgram, lowered: Lowered) -> tuple[OperationReport,
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _step_reports(program: IntegerProgram, level: Level, isa: VectorInstructionSet) -> tuple[StepReport, ...]:
+    return tuple(
+        StepReport(
+            step.kernel.name, step_title(step), code_level(isa, step.kernel).name, _macs(program, step),
+            _bytes(program, step),
+        )
+        for step in level.lowered.steps
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- link

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qcompiler.codegen.cpu.kernel import Step
 from qcompiler.codegen.cpu.lower import Lowered
 from qcompiler.sim.integer_program import IntegerProgram, Tensor
 
@@ -43,6 +44,11 @@ def c_string(text: str) -> str:
     """A C string literal: printable ASCII as it is, every other byte in octal."""
     escaped = "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode())
     return f'"{escaped}"'
+
+
+def step_title(step: Step) -> str:
+    """What people call a step, behind the name of its kernel."""
+    return step.operations[-1] if step.operations else step.output
 
 
 def _place(level: Level, name: str) -> str:

@@ -151,7 +151,14 @@ def run(
         Path | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Write all outputs here.")
     ] = None,
     threads: Threads = 1,
-    profile: Annotated[bool, typer.Option("--profile", help="Print how long each step takes.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Print each step's time, GMAC/s, share of the machine's peak, and bytes."),
+    ] = False,
+    by_time: Annotated[bool, typer.Option("--by-time", help="Of the profile: the slowest steps first.")] = False,
+    profile_csv: Annotated[
+        Path | None, typer.Option("--profile-csv", metavar="FILE.csv", help="Profile, and write it here as well.")
+    ] = None,
 ) -> None:
     """Run a compiled artefact on data: outputs, accuracy and latency.
 
@@ -160,11 +167,11 @@ def run(
       qcompiler run out/ --input samples.npz
       qcompiler run out/ --input test.npz --labels labels --threads 2
       qcompiler run out/ --input samples.npz -o scores.npz
-      qcompiler run out/ --input samples.npz --profile
+      qcompiler run out/ --input samples.npz --profile --by-time
     """
     from qcompiler.execution import run_samples
 
-    run_samples(artifact, input, labels, output, threads, profile)
+    run_samples(artifact, input, labels, output, threads, profile, by_time, profile_csv)
 
 
 @app.command()

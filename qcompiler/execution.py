@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler import emulation
+from qcompiler import emulation, profiling
 from qcompiler.artifact import Artifact, open_artifact
 from qcompiler.data import Samples, read_column
 from qcompiler.library import Model
@@ -74,8 +73,9 @@ def _join(values: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def run_samples(
-    directory: Path, data: Path, labels: str | None, output: Path | None, threads: int, profile: bool
-) -> None:
+    directory: Path, data: Path, labels: str | None, output: Path | None, threads: int,
+    profile: bool = False, by_time: bool = False, profile_csv: Path | None = None,
+) -> None:  # fmt: skip
     """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
     artifact = open_artifact(directory)
     foreign = _foreign(artifact)
@@ -101,12 +101,12 @@ def run_samples(
         name, scores = next(iter(outputs.items()))
         print(f"accuracy  {accuracy(scores, wanted, str(data)):.4f} ({len(scores)} samples, argmax of {name!r})")
     print(f"latency   {how}")
-    if not profile:
+    if not profile and profile_csv is None:
         return
     if model is None:
         print("profile   none: an emulated step has no time")
     else:
-        _print_profile(model)
+        _profile(model, threads, by_time, profile_csv)
 
 
 def _foreign(artifact: Artifact) -> Callable[[], ForeignModel] | None:
@@ -132,19 +132,20 @@ def _emulate(model: ForeignModel, samples: Samples) -> dict[str, npt.NDArray[Any
     return {name: _join(values) for name, values in results.items()}
 
 
-def _print_profile(model: Model) -> None:
-    steps = model.profile(MIN_TIMED)
-    total = sum(seconds for _, seconds in steps)
-    width = max(len(name) for name, _ in steps)
-    print(f"profile   mean of {MIN_TIMED} inferences on the last sample, each step timed")
-    for name, seconds in steps:
-        print(f"  {name:<{width}}  {_time(seconds):>10}  {seconds / total:6.1%}")
-    # A step is named "<kernel> <operation>".
-    fallbacks = {f["name"] for f in json.loads(model.artifact.path("report.json").read_text())["fallbacks"]}
+def _profile(model: Model, threads: int, by_time: bool, path: Path | None) -> None:
+    """Print the profile, and write it as CSV to `path`."""
+    steps, count = profiling.profile(model)
+    machine = profiling.measure_machine(model, threads, [step.level for step in steps])
+    print(profiling.text(steps, machine, count, by_time))
+    fallbacks = {f["name"] for f in model.artifact.report()["fallbacks"]}
     if fallbacks:
-        share = sum(seconds for name, seconds in steps if name.partition(" ")[2] in fallbacks) / total
+        total = sum(step.seconds for step in steps)
+        share = sum(step.seconds for step in steps if step.operation in fallbacks) / total
         what = "1 float operation takes" if len(fallbacks) == 1 else f"{len(fallbacks)} float operations take"
-        print(f"  {what} {share:.1%} of it; report.html says why")
+        print(f"{what} {share:.1%} of the time; report.html says why")
+    if path is not None:
+        profiling.write_csv(path, steps, machine)
+        print(f"written   {path}")
 
 
 def _timed(model: Model) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,11 +30,13 @@ class Limits:
 @dataclass(frozen=True)
 class Built:
     """What a backend left in the output directory. workspace_bytes: working memory of a call. kernels: operation name
-    to (kernel, name of the group that it is fused into). sizes: bytes of the product's parts, for the report."""
+    to (kernel, name of the group that it is fused into). sizes: bytes of the product's parts, for the report. steps: of
+    a CPU's library, by level and in its numbering: kernel, operation, level of the code, macs, bytes."""
 
     workspace_bytes: int
     kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -139,6 +141,7 @@ class CpuBackend:
             report.workspace_bytes,
             {op.name: (op.kernel, op.group) for op in report.operations},
             {"library": (directory / "model.so").stat().st_size, "arena": report.arena_bytes},
+            {level: [asdict(step) for step in steps] for level, steps in report.steps.items()},
         )
 
     def executor(self, artifact: Artifact) -> Execute | None:

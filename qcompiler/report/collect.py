@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,12 @@ def collect(
     kernels: Mapping[str, tuple[str, str]],
     about: Mapping[str, Any],
     sizes: Mapping[str, int],
+    steps: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The report as JSON values.
 
     kernels: operation name to (kernel, fusion group). about: model, target, options. sizes: bytes of things by name.
+    steps: kernel calls of a CPU's library by instruction-set level, for `qcompiler run --profile`.
     """  # fmt: skip
     layers: list[dict[str, Any]] = []
     for op in program.operations:
@@ -128,6 +130,7 @@ def collect(
         "sizes": {**sizes, "weights": weights},
         "layers": layers,
         "fallbacks": fallbacks,
+        "steps": {level: [dict(step) for step in calls] for level, calls in (steps or {}).items()},
     }
 
 

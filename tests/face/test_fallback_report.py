@@ -43,5 +43,5 @@ def test_reason_and_share_of_time(command: Callable[..., Any], tmp_path: Path) -
     assert fallback["reason"] == "cumsum has no integer form"
     done = command("run", out, "--input", samples, "--profile")
     assert done.code == 0
-    line = re.search(r"1 float operation takes ([\d.]+)% of it; report.html says why", done.stdout)
+    line = re.search(r"1 float operation takes ([\d.]+)% of the time; report.html says why", done.stdout)
     assert line and 0 < float(line[1]) < 100
