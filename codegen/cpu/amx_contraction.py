@@ -216,7 +216,7 @@ class _Writer:
             count = e.bind(tirx.min(constant(tile.blocks), total - first), "int32", "count")
         with e.loop(count, "block") as i:
             self._compute(e.bind(first + i, "int32", "block"), i)
-        self._finish_all(e.bind(first + (count - 1), "int32", "last"))
+        self._drain(e.bind(first + (count - 1), "int32", "last"))
         if any(g.border):
             begin = e.bind(first * tile.row_tiles, "int32", "begin")
             end = tirx.min((first + count) * tile.row_tiles, constant(tiles_of_image(g, tile)))
@@ -246,41 +246,63 @@ class _Writer:
 
     # ------------------------------------------------------------------------------------------- products
     def _compute(self, block: Expr, number: Expr) -> None:
-        """The products of a block, and between them the epilogue of the one before."""
-        e, g, tile, isa = self.e, self.geometry, self.tile, self.isa
+        """The products of a block, and between them the epilogue of the one before.
+
+        A tile of the block before is stored just before its register is needed again: a store that waits for its tile
+        keeps everything behind it from being issued.
+        """
+        e, g, tile = self.e, self.geometry, self.tile
         sources = []
         for run in range(tile.row_tiles):
             line, pixel = self._place(block, run)
             sources.append(e.bind(self.source + line * g.line_stride + pixel * g.pixel_stride, "int32", "in"))
-        for v in range(self.vectors):
-            for run in range(tile.row_tiles):
-                isa.tile_load(e, self._accumulator(run, v), self.bias, self.lane + v * LANES, 0)
         units = self._units()
-        each = -(-units // self.steps)  # units of the epilogue between two steps
+        each = -(-units // self.steps)  # units of the epilogue behind a step
         mixed = -(-units // each)  # steps that have some
         before = e.bind(block - 1, "int32", "before")
-        with e.loop(mixed, "step") as step:
-            self._step(sources, step, block)
+
+        def epilogue(step: Expr | int) -> None:
             for k in range(each):
                 unit = step * each + k
                 inside = number > 0
-                if mixed * each > units and k >= each - (mixed * each - units):
+                if isinstance(step, int):
+                    if unit >= units:
+                        return
+                elif k + each * (mixed - 1) >= units:
                     inside = tirx.all(inside, unit < units)
                 with e.when(inside):
-                    self._finish(before, e.bind(unit, "int32", "unit"))
+                    self._finish(before, constant(unit) if isinstance(unit, int) else e.bind(unit, "int32", "unit"))
+
+        self._step(sources, constant(0), block, first=True)
+        epilogue(0)
+        if mixed > 1:
+            with e.loop(mixed - 1, "step", 1) as step:
+                self._step(sources, step, block)
+                epilogue(step)
         if self.steps > mixed:
             with e.loop(self.steps - mixed, "step", mixed) as step:
                 self._step(sources, step, block)
+
+    def _drain(self, block: Expr) -> None:
+        """Store and end the last block of a task."""
+        e, tile = self.e, self.tile
         for run in range(tile.row_tiles):
             for v in range(self.vectors):
-                tile_number = self._accumulator(run, v)
-                isa.tile_store(e, tile_number, self.sums, constant(tile_number * TILE_BYTES // 4), TILE_ROW_BYTES)
+                self._store(self._accumulator(run, v))
+        with e.loop(self._units(), "unit") as unit:
+            self._finish(block, unit)
 
     def _accumulator(self, run: int, vector: int) -> int:
         return run * self.vectors + vector
 
-    def _step(self, sources: list[Expr], step: Expr, block: Expr) -> None:
-        """One product of every pair of tiles; those that share weights follow each other."""
+    def _store(self, tile: int) -> None:
+        self.isa.tile_store(self.e, tile, self.sums, constant(tile * TILE_BYTES // 4), TILE_ROW_BYTES)
+
+    def _step(self, sources: list[Expr], step: Expr, block: Expr, first: bool = False) -> None:
+        """One product of every pair of tiles; those that share weights follow each other.
+
+        first: of the block: the tiles hold the sums of the block before, which are stored here.
+        """
         e, g, tile, isa = self.e, self.geometry, self.tile, self.isa
         tap, part = _divmod(e, step, self.run_steps)
         row, column = _divmod(e, tap, g.columns[0])
@@ -296,7 +318,11 @@ class _Writer:
                 a = a_tiles[run % len(a_tiles)]
                 if v == 0 or len(sources) > len(a_tiles):
                     isa.tile_load(e, a, self.x, source + at, g.pixel_stride)
-                isa.tile_dot(e, self._accumulator(run, v), a, b)
+                accumulator = self._accumulator(run, v)
+                if first:
+                    self._store(accumulator)
+                    isa.tile_zero(e, accumulator)
+                isa.tile_dot(e, accumulator, a, b)
 
     def _prefetch(self, step: Expr, block: Expr, step_bytes: int) -> None:
         """Fetch a share of the next channel block's weights: in a network they come from memory.
@@ -325,10 +351,6 @@ class _Writer:
     def _units(self) -> int:
         return self.tile.row_tiles * self._units_of_run()
 
-    def _finish_all(self, block: Expr) -> None:
-        with self.e.loop(self._units(), "unit") as unit:
-            self._finish(block, unit)
-
     def _finish(self, block: Expr, unit: Expr) -> None:
         """Some rows of a finished block: requantise, pack, apply the fused operations and store."""
         e, g, tile = self.e, self.geometry, self.tile
@@ -349,7 +371,8 @@ class _Writer:
                 at = tirx.truncdiv(start, constant(g.pixel_stride))
                 addend = e.bind(splat(load(self.row_bias, at, 1), "int32", LANES), dtype)
             for v in range(self.vectors):
-                acc = load(self.sums, sums + (v * TILE_BYTES // 4 + r * LANES), LANES)
+                bias = e.bind(load(self.bias, self.lane + v * LANES, LANES), dtype, "bias")
+                acc = load(self.sums, sums + (v * TILE_BYTES // 4 + r * LANES), LANES) + bias
                 if g.row_bias:
                     acc = acc + addend
                 scales = self.requantizer.constants(self.scale_lane + v * LANES, LANES)
