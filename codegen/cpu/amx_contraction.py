@@ -30,6 +30,7 @@ from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, rescale_const
 from qcompiler.sim.integer_program import Requantize
 
 LANES = TILE_ROW_BYTES // 4
+L1_BYTES = 36 * 1024  # of 48 KiB, for operands
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,12 @@ class _Writer:
         self.blocks = channel_blocks(geometry, tile)
         self.run_steps = geometry.quads // tile.step_quads
         self.steps = geometry.taps * self.run_steps
+        panel = tile.vectors * TILE_ROW_BYTES * geometry.taps * geometry.quads
+        window = tile.row_tiles * tile.rows * 4 * geometry.quads
+        crowded = panel + window > L1_BYTES
+        # What does not stay in the first-level cache until it is read again should not push out what does.
+        self.activations_once = crowded and geometry.taps == 1 and geometry.input_elements > L1_BYTES
+        self.weights_once = blocks_of_image(geometry, tile) == 1 and not geometry.weight_copies
         self.padded = geometry.groups * self.blocks.total_vectors * LANES
         self.group_weights = (geometry.taps * geometry.quads) * self.blocks.total_vectors * TILE_ROW_BYTES
         self.e = e = Emitter()
@@ -310,19 +317,21 @@ class _Writer:
         step_bytes = tile.step_quads * self.vectors * TILE_ROW_BYTES
         base = e.bind(self.weights + step * step_bytes, "int32", "base")
         self._prefetch(step, block, step_bytes)
-        a_tiles, b_tiles = tile.activation_tiles, tile.weight_tiles
-        for v in range(self.vectors):
-            b = b_tiles[v % len(b_tiles)]
-            isa.tile_load(e, b, self.w, base + v * TILE_ROW_BYTES, self.vectors * TILE_ROW_BYTES)
-            for run, source in enumerate(sources):
-                a = a_tiles[run % len(a_tiles)]
-                if v == 0 or len(sources) > len(a_tiles):
-                    isa.tile_load(e, a, self.x, source + at, g.pixel_stride)
-                accumulator = self._accumulator(run, v)
-                if first:
-                    self._store(accumulator)
-                    isa.tile_zero(e, accumulator)
-                isa.tile_dot(e, accumulator, a, b)
+        dots = [(run, v) for v in range(self.vectors) for run in range(tile.row_tiles)]
+        for action in _scheduled(dots, tile.activation_tiles, tile.weight_tiles):
+            if isinstance(action, _Load):
+                if action.weights:
+                    index, stride = base + action.number * TILE_ROW_BYTES, self.vectors * TILE_ROW_BYTES
+                    isa.tile_load(e, action.tile, self.w, index, stride, once=self.weights_once)
+                else:
+                    index = sources[action.number] + at
+                    isa.tile_load(e, action.tile, self.x, index, g.pixel_stride, once=self.activations_once)
+                continue
+            accumulator = self._accumulator(action.run, action.vector)
+            if first:
+                self._store(accumulator)
+                isa.tile_zero(e, accumulator)
+            isa.tile_dot(e, accumulator, action.a, action.b)
 
     def _prefetch(self, step: Expr, block: Expr, step_bytes: int) -> None:
         """Fetch a share of the next channel block's weights: in a network they come from memory.
@@ -438,6 +447,45 @@ class _Writer:
                 if bottom:
                     with e.when(line == g.lines - 1):
                         fill(start + g.bordered_pixels, bottom * g.bordered_pixels)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Of a run of activations or of a vector of weights."""
+
+    tile: int
+    weights: bool
+    number: int
+
+
+@dataclass(frozen=True)
+class _Dot:
+    run: int
+    vector: int
+    a: int
+    b: int
+
+
+def _scheduled(dots: list[tuple[int, int]], a_tiles: list[int], b_tiles: list[int]) -> list[_Load | _Dot]:
+    """Products of (run, vector) in the order given, and before them loads as early as their registers are free."""
+    loads: list[tuple[_Load, int]] = []  # and the product that reads what was in the register before
+    products: list[_Dot] = []
+    held: dict[int, _Load] = {}
+    read: dict[int, int] = {}
+    for i, (run, vector) in enumerate(dots):
+        product = _Dot(run, vector, a_tiles[run % len(a_tiles)], b_tiles[vector % len(b_tiles)])
+        for load_ in (_Load(product.b, True, vector), _Load(product.a, False, run)):
+            if held.get(load_.tile) != load_:
+                loads.append((load_, read.get(load_.tile, -1)))
+                held[load_.tile] = load_
+            read[load_.tile] = i
+        products.append(product)
+    out: list[_Load | _Dot] = []
+    for i, product in enumerate(products):
+        while loads and loads[0][1] < i:
+            out.append(loads.pop(0)[0])
+        out.append(product)
+    return out
 
 
 def _divmod(e: Emitter, value: Expr, divisor: int) -> tuple[Expr, Expr]:

@@ -58,9 +58,10 @@ class Amx(Avx512Vnni):
     def tile_zero(self, e: Emitter, tile: int) -> None:
         self._call(e, "tilezero", _number(tile))
 
-    def tile_load(self, e: Emitter, tile: int, buffer: Buffer, index: Expr, stride: int) -> None:
-        """Rows from element `index` on, `stride` bytes apart; a stride of zero repeats one row."""
-        self._call(e, "tileloadd64", _number(tile), _address(buffer, index), constant(stride, "int64"))
+    def tile_load(self, e: Emitter, tile: int, buffer: Buffer, index: Expr, stride: int, once: bool) -> None:
+        """Rows from element `index` on, `stride` bytes apart. once: without room in the first-level cache for them."""
+        name = "tileloaddt164" if once else "tileloadd64"
+        self._call(e, name, _number(tile), _address(buffer, index), constant(stride, "int64"))
 
     def tile_store(self, e: Emitter, tile: int, buffer: Buffer, index: Expr, stride: int) -> None:
         self._call(e, "tilestored64", _number(tile), _address(buffer, index), constant(stride, "int64"))
