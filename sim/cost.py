@@ -1,32 +1,54 @@
-"""The closed form of one layer: what it costs on a machine for a mapping.
+"""The closed form of one layer: what it costs on machines for mappings, as expressions over arrays.
 
 `work` adds up, from the timing rules of the instruction set alone and without any instruction, how long each unit is
 occupied, what moves through each memory, and what cannot overlap: bringing in the first tile and taking out the last.
 The units work at the same time on different pieces, so that a layer takes the longest of them plus those ends.
 DRAM bytes are exact, ragged tiles and bursts included.
+
+Every argument may have any shape that broadcasts against the others: a lattice of candidates (machines x tilings x
+groups x ...), in which an expression only has the axes that it depends on, or one mapping a machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from qcompiler.sim import mapping
-from qcompiler.sim.hardware import ExternalMemory, Machine
-from qcompiler.sim.isa import Instruction, LayerNorm, Softmax
+import numpy as np
+
+from qcompiler.sim.hardware.batch import Machines, Memories, ceil_div
 from qcompiler.sim.isa.post import ADD_RECORD_BYTES, TABLE_BYTES, VECTOR_PIPELINE
 from qcompiler.sim.isa.vector import COORDINATE_BYTES
-from qcompiler.sim.isa.vector_rows import EXP_TABLE_BYTES
-from qcompiler.sim.mapping import Mapping, Residency, ceil_div
-from qcompiler.sim.moves import Box, split
+from qcompiler.sim.isa.vector_rows import DIVIDE_32_CYCLES, DIVIDE_64_CYCLES, EXP_TABLE_BYTES, SQUARE_ROOT_CYCLES
+from qcompiler.sim.mapping import MAX_MERGED, Residency, taps
+from qcompiler.sim.moves import Box
+from qcompiler.sim.tilings import Chunk, Tiles, chunks, tilings
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
+Values = Any  # float64 array, or a number, that broadcasts
 
-@dataclass
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Mappings (`mapping.Mapping`) as arrays; tiling: index into the geometry's `tilings` or `chunks`."""
+
+    tiling: Values
+    group: Values
+    groups_outer: Values
+    step_h: Values
+    step_w: Values
+    output_stationary: Values = False
+    im2col: Values = False
+    part_rows: Values = 0
+    part_channels: Values = 0
+
+    def take(self, index: Any) -> Choice:
+        return Choice(**{k: v[index] for k, v in vars(self).items()})
+
+
+@dataclass(eq=False)
 class Work:
     """Cycles of each unit and bytes of each external memory for one layer (whole bursts).
 
@@ -35,392 +57,499 @@ class Work:
     change hands.
     """
 
-    matrix: int = 0
-    vector: int = 0
-    load: int = 0
-    fetch: int = 0
-    store: int = 0
-    main_read: int = 0
-    constant_read: int = 0
-    main_write: int = 0
-    first_load: int = 0
-    first_fetch: int = 0
-    first_matrix: int = 0
-    last_vector: int = 0
-    last_store: int = 0
-    steps: int = 1
-    tiles: int = 1
+    matrix: Values = 0.0
+    vector: Values = 0.0
+    load: Values = 0.0
+    fetch: Values = 0.0
+    store: Values = 0.0
+    main_read: Values = 0.0
+    constant_read: Values = 0.0
+    main_write: Values = 0.0
+    first_load: Values = 0.0
+    first_fetch: Values = 0.0
+    first_matrix: Values = 0.0
+    last_vector: Values = 0.0
+    last_store: Values = 0.0
+    steps: Values = 1.0
+    tiles: Values = 1.0
 
     def times(self, count: int) -> Work:
         """The same work `count` times, one after the other."""
         once = ("first_load", "first_fetch", "first_matrix", "last_vector", "last_store")
         return Work(**{k: v if k in once else v * count for k, v in vars(self).items()})
 
-    def bring(self, machine: Machine, r: Residency, operand: str, runs: list[tuple[int, int]], times: int = 1) -> int:
-        """Add transfers of an operand from wherever it lies; returns the cycles of doing them once."""
-        constant = operand in r.constant
-        memory = machine.constant_memory if constant and machine.constant_memory else machine.main_memory
-        cycles, moved = read(memory, runs)
+    def bring(self, m: Machines, constant: bool, cycles: Values, moved: Values) -> None:
+        """Add transfers of an operand, from the constant memory if it lies there."""
         if constant:
-            self.fetch, self.constant_read = self.fetch + times * cycles, self.constant_read + times * moved
+            self.fetch, self.constant_read = self.fetch + cycles, self.constant_read + moved
         else:
-            self.load, self.main_read = self.load + times * cycles, self.main_read + times * moved
-        return cycles
+            self.load, self.main_read = self.load + cycles, self.main_read + moved
 
-    def cycles(self, machine: Machine) -> int:
+    def cycles(self, m: Machines) -> Values:
         """The layer alone: the first pieces in, the slowest unit, the last piece out."""
-        memory = machine.main_memory
-        constant = machine.constant_memory or memory
-        head = max(
-            self.first_load + (memory.latency_cycles if self.first_load else 0),
-            self.first_fetch + (constant.latency_cycles if self.first_fetch else 0),
+        latency = m.main.latency
+        head = np.maximum(
+            self.first_load + latency * (self.first_load > 0),
+            self.first_fetch + m.constant.latency * (self.first_fetch > 0),
         )
-        loads = [self.load - self.first_load, self.fetch - self.first_fetch]
-        if machine.constant_memory is None:
-            loads = [sum(loads)]
-        tail = self.last_vector + self.last_store + (memory.latency_cycles if self.store else 0)
-        compute, latency = max(self.matrix, self.vector), self.tiles * memory.latency_cycles
+        load, fetch = self.load - self.first_load, self.fetch - self.first_fetch
+        tail = self.last_vector + self.last_store + latency * (self.store > 0)
+        compute = np.maximum(self.matrix, self.vector)
+        body = np.maximum(self.matrix, self.vector + self.first_matrix)
+        body = np.maximum(body, np.where(m.separate, np.maximum(load, fetch), load + fetch))
         # A buffer is asked for again when it is free, and two are on their way at a time.
-        turns = [(latency + flow + compute) // 2 for flow in (self.load, self.store) if flow]
-        return head + max(self.matrix, self.vector + self.first_matrix, *loads, self.store, *turns) + tail
+        turns = self.tiles * latency + compute
+        for flow in (self.load, self.store):
+            body = np.maximum(body, np.floor((turns + flow) / 2) * (flow > 0))
+        return head + np.maximum(body, self.store) + tail
 
 
-def read(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """``(cycles, bytes)`` of transfers given as (runs, bytes a run), one instruction each."""
-    cycles = total = 0
-    for count, size in runs:
-        moved = count * memory.burst(size)
-        cycles += memory.read_cycles(moved)
-        total += moved
-    return cycles, total
+def read(memory: Memories, runs: Values, run_bytes: Values, transfers: Values = 1) -> tuple[Values, Values]:
+    """``(cycles, bytes)`` of transfers of `runs` runs of `run_bytes` bytes each."""
+    moved = memory.moved(runs, run_bytes)
+    return transfers * memory.read_cycles(moved), transfers * moved
 
 
-def write(memory: ExternalMemory, runs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def write(memory: Memories, runs: Values, run_bytes: Values, transfers: Values = 1) -> tuple[Values, Values]:
     """As `read`, for the write channel."""
-    cycles = total = 0
-    for count, size in runs:
-        moved = count * memory.burst(size)
-        cycles += memory.write_cycles(moved)
-        total += moved
-    return cycles, total
+    moved = memory.moved(runs, run_bytes)
+    return transfers * memory.write_cycles(moved), transfers * moved
 
 
-@lru_cache(maxsize=4096)
-def _tile_shapes(g: Geometry, tile_h: int, tile_w: int) -> list[tuple[int, int, int, int, int]]:
-    """``(how often, rows, columns, image rows, image columns)`` of the distinct tiles of one image of the batch."""
-    rows = Counter(_spans(g, 0, tile_h))
-    columns = Counter(_spans(g, 1, tile_w))
-    return [(a * b, h, w, ih, iw) for (h, ih), a in rows.items() for (w, iw), b in columns.items()]
+def row_runs(tile: Tiles, index: Any, whole: int, channels: int) -> tuple[Values, Values]:
+    """The part of an image `whole` pixels wide under a tile as (runs, bytes): one run where it is whole rows."""
+    rows, columns = tile.ih[index], tile.iw[index]
+    one = columns == whole
+    return np.where(one, 1, rows), np.where(one, rows, 1) * (columns * channels)
 
 
-def _spans(g: Geometry, axis: int, step: int) -> list[tuple[int, int]]:
-    """``(output positions, image positions)`` of each piece along an axis."""
-    found = []
-    for low, high in mapping.cut(0, g.output[1 + axis], step):
-        first, last = mapping.window(
-            low, high, g.image[1 + axis], g.kernel[axis], g.stride[axis], g.dilation[axis], g.padding[axis]
-        )
-        found.append((high - low, last - first))
-    return found
+def pixel_runs(h: Values, w: Values, whole: int, channels: int, size: Values) -> tuple[Values, Values, Values]:
+    """``(runs, bytes a run, transfers)`` of `size` of `channels` channels of a tile h x w: whole pixels in rows."""
+    full, row = size == channels, w == whole
+    runs = np.where(full, np.where(row, 1, h), np.where(row, h * w, w))
+    return runs, np.where(full, w * channels * np.where(row, h, 1), size), np.where(full | row, 1, h)
 
 
-def row_runs(rows: int, columns: int, whole: int, size: int) -> tuple[int, int]:
-    """Rows of `columns` pixels of `size` bytes as (runs, bytes): one run where they are `whole` rows."""
-    return (1, rows * columns * size) if columns == whole else (rows, columns * size)
+class Parts(NamedTuple):
+    """The pieces of the reduction: `count` of `size` weights a channel, `last_count` of `last`; weight tiles in all."""
+
+    count: Values
+    size: Values
+    last_count: Values
+    last: Values
+    passes: Values
+
+    @property
+    def number(self) -> Values:
+        return self.count + self.last_count
 
 
-def pixel_runs(rows: int, columns: int, whole: int, channels: int, size: int) -> list[tuple[int, int]]:
-    """The transfers of `size` of `channels` channels of a tile."""
-    if size == channels:
-        return [row_runs(rows, columns, whole, channels)]
-    return [(rows * columns, size)] if columns == whole else [(columns, size)] * rows
+class Timing(NamedTuple):
+    """Of a matrix instruction (`isa.matrix`): the array works `occupy` cycles, at the earliest `lead` after the
+    operands are there and `gap` after the instruction before; the result is complete `tail` cycles later."""
 
-
-def _step_sizes(tile_h: int, tile_w: int, m: Mapping) -> Counter[int]:
-    """Pixels of each step of a tile, and how often."""
-    hs = Counter(b - a for a, b in mapping.cut(0, tile_h, m.step_h))
-    ws = Counter(b - a for a, b in mapping.cut(0, tile_w, m.step_w))
-    sizes: Counter[int] = Counter()
-    for h, a in hs.items():
-        for w, b in ws.items():
-            sizes[h * w] += a * b
-    return sizes
+    lead: Values
+    occupy: Values
+    gap: Values
+    tail: Values
 
 
 def matrix_timing(
-    pixels: int, passes: int, machine: Machine, output_stationary: bool, transposed: bool = False
-) -> tuple[int, int, int, int]:
-    """``(lead, occupy, gap, tail)`` of a matrix instruction (`isa.matrix`).
-
-    The array works `occupy` cycles, at the earliest `lead` after the operands are there and `gap` after the
-    instruction before; the result is complete `tail` cycles later.
-    """
-    array = machine.matrix
-    load, through = array.columns if transposed else array.rows, array.rows + array.columns - 2
-    if output_stationary:
-        groups, steps = ceil_div(pixels, array.rows), passes * array.rows
-        if array.weight_buffers == 1:
-            return 0, groups * (steps + array.rows + through), 0, 0
-        return 0, groups * steps, 0, through + array.rows
-    if array.weight_buffers == 1:
-        return load, passes * (load + pixels + through) - load - through, load + through, through
-    return load, (passes - 1) * max(pixels, load) + pixels, max(load - pixels, 0), through
-
-
-def matrix_cycles(pixels: int, passes: int, machine: Machine, output_stationary: bool, transposed: bool = False) -> int:
-    """Cycles between the starts of back-to-back matrix instructions."""
-    _, occupy, gap, _ = matrix_timing(pixels, passes, machine, output_stationary, transposed)
-    return occupy + gap
+    pixels: Values, part: Parts, m: Machines, output_stationary: Values, transposed: bool = False
+) -> Timing:
+    """`Timing` of a block over `pixels` rows: one instruction, or one after the other for each part."""
+    passes = part.passes
+    # A transposed operand shifts in from the side.
+    load = m.columns * ceil_div(m.rows, m.weight_width) if transposed else m.rows
+    through, single = m.rows + m.columns - 2, m.weight_buffers == 1
+    occupy = np.where(
+        single, passes * (load + pixels + through) - load - through, (passes - 1) * np.maximum(pixels, load) + pixels
+    )
+    gap, tail = np.where(single, load + through, np.maximum(load - pixels, 0)), through
+    if np.any(output_stationary):
+        groups, beat = ceil_div(pixels, m.rows), passes * np.maximum(m.rows, load if transposed else 0)
+        stationary = groups * np.where(single, beat + part.number * (m.rows + through), beat)
+        occupy = np.where(output_stationary, stationary, occupy)
+        gap = np.where(output_stationary, 0, gap)
+        tail = np.where(output_stationary, np.where(single, 0, through + m.rows), tail)
+        load = np.where(output_stationary, 0, load)
+    return Timing(load, occupy, gap, tail)
 
 
-def operand_cycles(g: Geometry, runs: int, size: int, machine: Machine) -> int:
+def parts(g: Geometry, c: Choice, m: Machines) -> Parts:
+    """As `mapping.parts`."""
+    (kh, kw), channels = g.kernel, g.image[3] // g.groups
+    rows, columns, run = taps(g, False)
+    passes = rows * columns * ceil_div(run, m.rows)
+    if np.any(c.im2col):
+        passes = np.where(c.im2col, ceil_div(kh * kw * channels, m.rows), passes)
+    if not np.any(c.part_rows):
+        return Parts(1, kh * kw * channels, 0, 0, passes)
+    pr = np.where(c.part_rows > 0, c.part_rows, kh)
+    pc = np.where((c.part_channels > 0) & (c.part_channels < channels), c.part_channels, channels)
+    cut, rest = pc < channels, channels % pc
+    fine = kh * kw * (np.floor(channels / pc) * ceil_div(pc, m.rows) + ceil_div(rest, m.rows))
+    return Parts(
+        np.where(cut, kh * np.floor(channels / pc), np.floor(kh / pr)), pr * kw * pc,
+        np.where(cut, kh * (rest > 0), (kh % pr) > 0), np.where(cut, kw * rest, (kh % pr) * kw * channels),
+        np.where(cut, fine, passes),
+    )  # fmt: skip
+
+
+class Blocks(NamedTuple):
+    """Output channels in blocks of at most C: `count` in all, the last of each of the convolution's groups `last` wide;
+    vectors: of the lanes for one pixel."""
+
+    count: Values
+    per_group: Values
+    width: Values
+    last: Values
+    vectors: Values
+
+    def channels(self, g: Geometry, first: Values) -> Values:
+        """Output channels before block `first`."""
+        each = g.output[3] // g.groups
+        return np.minimum(np.floor(first / self.per_group) * each + (first % self.per_group) * self.width, g.output[3])
+
+
+def blocks(g: Geometry, m: Machines) -> Blocks:
+    """As `mapping.blocks`."""
+    each = g.output[3] // g.groups
+    per_group, width = ceil_div(each, m.columns), np.minimum(m.columns, each)
+    last = each - (per_group - 1) * width
+    vectors = g.groups * ((per_group - 1) * ceil_div(width, m.lanes) + ceil_div(last, m.lanes))
+    return Blocks(g.groups * per_group, per_group, width, last, vectors)
+
+
+def group_sizes(g: Geometry, b: Blocks, group: Values) -> Iterator[tuple[Values, Values]]:
+    """``(how many, channels)`` of the groups of `group` blocks."""
+    number = ceil_div(b.count, group)
+    last = g.output[3] - b.channels(g, (number - 1) * group)
+    yield 1, last
+    if g.groups == 1 or np.all(b.per_group == 1) or not np.any(number > 2):
+        yield number - 1, b.channels(g, group)
+        return
+    for k in range(int(np.max(number)) - 1):
+        yield k < number - 1, b.channels(g, (k + 1) * group) - b.channels(g, k * group)
+
+
+def step_sizes(tile: Tiles, index: Any, c: Choice) -> Iterator[tuple[Values, Values]]:
+    """``(how many, pixels)`` of the steps of a kind of tile."""
+    h, w = tile.h[index], tile.w[index]
+    nh, nw = np.floor(h / c.step_h), np.floor(w / c.step_w)
+    rh, rw = h - nh * c.step_h, w - nw * c.step_w
+    yield nh * nw, c.step_h * c.step_w
+    yield nh * (rw > 0), c.step_h * rw
+    yield (rh > 0) * nw, rh * c.step_w
+    yield (rh > 0) & (rw > 0), rh * rw
+
+
+def residual(g: Geometry) -> bool:
+    """Whether a tensor is added behind the product."""
+    return g.operands > (g.kind == "matmul")
+
+
+def record_bytes(g: Geometry, channels: Values) -> Values:
+    """Parameters of a group of channels of matrix work."""
+    tail = ADD_RECORD_BYTES * residual(g) + TABLE_BYTES * g.tables
+    return (g.record_bytes if g.kind == "matmul" else channels * g.record_bytes) + tail
+
+
+def operand_runs(g: Geometry, output_stationary: Values, columns: Values) -> tuple[Values, Values]:
+    """How `columns` columns of matmul's b are loaded: (runs, bytes a run)."""
+    k = g.reduction
+    if g.transposed:
+        return np.where(output_stationary, k * columns, 1), np.where(output_stationary, 1, k * columns)
+    whole = columns == g.output[3]
+    return np.where(whole, 1, k), np.where(whole, k, 1) * columns
+
+
+def operand_cycles(g: Geometry, runs: Values, size: Values, m: Machines) -> Values:
     """Cycles to copy matmul's b inside the chip: runs of bytes, or a transpose byte by byte (`isa.dma`)."""
-    width = machine.activation_memory.bytes_per_cycle
-    if size > 1 or not g.transposed:
-        return runs * ceil_div(size, width)
-    columns = runs // g.reduction
-    return g.reduction * ceil_div(columns, width // math.gcd(g.reduction, width))
+    width = m.activation_width
+    cycles = runs * ceil_div(size, width)
+    if not g.transposed:
+        return cycles
+    together = np.floor(width / np.gcd(g.reduction, width.astype(np.int64)))
+    return np.where(size > 1, cycles, g.reduction * ceil_div(runs / g.reduction, together))
 
 
-def _matrix(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
+def gathers(g: Geometry) -> tuple[int, int]:
+    """``(taps, bytes a tap)`` of an im2col."""
+    c = g.image[3]
+    return (g.kernel[0], g.kernel[1] * c) if g.dilation[1] == 1 else (math.prod(g.kernel), c)
+
+
+def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
     """Convolutions, dense layers, products."""
-    w, array, lanes = Work(), machine.matrix, machine.vector.lanes
-    (images, _, _, c), (_, _, ow, o) = g.image, g.output
-    batch, images = (images, 1) if g.kind == "matmul" else (1, images)
-    blocks = mapping.blocks(g, machine)
-    groups = [blocks[a:b] for a, b in mapping.cut(0, len(blocks), m.group)]
-    parts = mapping.parts(g, m)
-    passes = mapping.passes(g, m, machine)
-    main, constants = machine.main_memory, machine.constant_memory or machine.main_memory
-    shapes = _tile_shapes(g, m.tile_h, m.tile_w)
-    tiles = sum(n for n, *_ in shapes) * images
-    residual = g.operands > (g.kind == "matmul")
-    vectors = sum(ceil_div(width, lanes) for _, _, width in blocks)
-    table = ceil_div(TABLE_BYTES, lanes) * g.tables
-    sizes = [sum(width for _, _, width in group) for group in groups]
-    image_loads = len(groups) if m.groups_outer and tiles > 1 else 1
-    block_steps = 0
-    for n, h, wd, ih, iw in shapes:
-        n *= images
-        steps = _step_sizes(h, wd, m)
-        for count_pixels, count in steps.items():
-            w.matrix += (
-                n
-                * count
-                * len(blocks)
-                * matrix_cycles(count_pixels, passes, machine, m.output_stationary, g.transposed)
-            )
-            w.vector += n * count * (count_pixels * vectors + table * len(blocks))
-        block_steps += n * sum(steps.values())
+    w, t = Work(), tilings(g)
+    channels, (_, oh, ow, o) = g.image[3], g.output
+    pixels = (1 if g.kind == "matmul" else g.output[0]) * oh * ow
+    b, part, tiles, constant = blocks(g, m), parts(g, c, m), t.count[c.tiling], "image" in r.constant
+    number = ceil_div(b.count, c.group)
+    table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
+    image_loads = np.where(c.groups_outer & (tiles > 1), number, 1)
+    weight_loads = np.where(~c.groups_outer & (number > 1), tiles, 1)
+    steps: Values = 0.0
+    load: Values = 0.0
+    for kind in t.kinds:
+        count = kind.count[c.tiling]
+        for many, size in step_sizes(kind, c.tiling, c):
+            timing = matrix_timing(size, part, m, c.output_stationary, g.transposed)
+            w.matrix = w.matrix + count * many * (timing.occupy + timing.gap)
+            steps = steps + count * many
         if not r.image:
-            w.bring(machine, r, "image", [row_runs(ih, iw, g.image[2], c)], n * image_loads)
-        if m.im2col:
-            run, taps = (g.kernel[1] * c, g.kernel[0]) if g.dilation[1] == 1 else (c, math.prod(g.kernel))
-            w.load += n * image_loads * h * wd * taps * ceil_div(run, machine.activation_memory.bytes_per_cycle)
-        for size in sizes:
-            transfers = pixel_runs(h, wd, ow, o, size)
-            if not r.output:
-                cycles, moved = write(main, transfers)
-                w.store += n * cycles
-                w.main_write += n * moved
-            if residual and not r.operand:
-                w.bring(machine, r, "operand", transfers, n)
-    # Weights: once, or once a tile (in parts: once a step).
-    weight_loads = tiles if not m.groups_outer and len(groups) > 1 else 1
-    tail = ADD_RECORD_BYTES * residual + TABLE_BYTES * g.tables
-    records = [g.record_bytes if g.kind == "matmul" else size * g.record_bytes for size in sizes]
-    cycles, moved = read(constants, [(1, size + tail) for size in records])
-    w.fetch, w.constant_read = w.fetch + weight_loads * cycles, w.constant_read + weight_loads * moved
-    w.first_fetch = read(constants, [(1, records[0] + tail)])[0]
-    if g.kind == "matmul":
-        runs = [mapping.operand_runs(g, m, size) for size in sizes]
-        if r.weights:
-            for count, size in runs:
-                w.load += weight_loads * operand_cycles(g, count, size, machine)
+            cycles, moved = read(m.constant if constant else m.main, *row_runs(kind, c.tiling, g.image[2], channels))
+            load, w.main_read = load + count * cycles, w.main_read + count * moved
+    w.matrix = w.matrix * b.count
+    w.vector = pixels * b.vectors + steps * table * b.count
+    if not r.image:
+        w.load, moved, w.main_read = image_loads * load, image_loads * w.main_read, 0.0
+        if constant:
+            w.fetch, w.load, w.constant_read = w.load, 0.0, moved
         else:
-            w.bring(machine, r, "weights", runs, weight_loads)
-    else:
-        k = [math.prod(p.kernel) for p in parts]
-        cycles, moved = read(constants, [(1, size * width) for _, _, width in blocks for size in k])
-        times = block_steps if len(parts) > 1 else weight_loads
-        w.fetch, w.constant_read = w.fetch + times * cycles, w.constant_read + times * moved
-        w.first_fetch += read(constants, [(1, k[0] * blocks[0][2])])[0]
-    n, h, wd, ih, iw = shapes[0]
-    most = max(_step_sizes(h, wd, m))
-    w.first_matrix = matrix_cycles(most, passes, machine, m.output_stationary) + array.rows + array.columns
-    if not r.image:
-        w.first_load = read(main, [row_runs(ih, iw, g.image[2], c)])[0]
-    if m.im2col:
-        w.first_load += h * wd * g.kernel[0] * ceil_div(g.kernel[1] * c, machine.activation_memory.bytes_per_cycle)
-    w.last_vector = most * ceil_div(blocks[-1][2], lanes) + table + VECTOR_PIPELINE
-    if not r.output:
-        w.last_store = write(main, pixel_runs(h, wd, ow, o, sizes[-1]))[0]
-    w.steps = block_steps * len(blocks) * len(parts)
-    w.tiles = max(tiles * image_loads * (not r.image), tiles * len(groups) * (not r.output))
-    return w.times(batch) if batch > 1 else w
-
-
-def _vector(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
-    """Depthwise convolutions and pools."""
-    w, lanes = Work(), machine.vector.lanes
-    (images, _, _, c), (_, _, ow, o) = g.image, g.output
-    main, constants = machine.main_memory, machine.constant_memory or machine.main_memory
-    depthwise = g.kind == "depthwise"
-    groups = mapping.cut(0, o, m.group * lanes) if depthwise else [(0, o)]
-    merged = mapping.merged_pixels(g, m, machine) if depthwise else 1
-    taps = math.prod(g.kernel)
-    shapes = _tile_shapes(g, m.tile_h, m.tile_w)
-    tiles = sum(n for n, *_ in shapes) * images
-    table = ceil_div(TABLE_BYTES, lanes) * g.tables
-    image_loads = len(groups) if m.groups_outer and tiles > 1 else 1
-    for n, h, wd, ih, iw in shapes:
-        n *= images
-        for first, last in groups:
-            width = last - first
-            across = ceil_div(wd, merged) * ceil_div(merged * width, lanes)
-            steps = len(mapping.cut(0, h, m.step_h)) * (1 if wd % merged == 0 else 2)
-            w.vector += n * (h * across * taps + table * steps)
+            w.main_read = moved
+    if np.any(c.im2col):
+        number_of, run = gathers(g)
+        gather = pixels * number_of * ceil_div(run, m.activation_width)
+        w.load = w.load + np.where(c.im2col, image_loads * gather, 0)
+    last = o - b.channels(g, (number - 1) * c.group)
+    cycles, moved = 0.0, 0.0
+    for many, size in group_sizes(g, b, c.group):
+        for kind in t.kinds if not (r.output and (r.operand or not residual(g))) else ():
+            h, wd, times = kind.h[c.tiling], kind.w[c.tiling], many * kind.count[c.tiling]
+            runs = pixel_runs(h, wd, ow, o, size)
             if not r.output:
-                cycles, moved = write(main, pixel_runs(h, wd, ow, o, width))
-                w.store += n * cycles
-                w.main_write += n * moved
-        if not r.image:
-            w.bring(machine, r, "image", [row_runs(ih, iw, g.image[2], c)], n * image_loads)
-    if depthwise:
-        loads = tiles if not m.groups_outer and len(groups) > 1 else 1
-        chunks = [(1, (taps + g.record_bytes) * (b - a) * merged + TABLE_BYTES * g.tables) for a, b in groups]
-        cycles, moved = read(constants, chunks)
-        w.fetch, w.constant_read = w.fetch + loads * cycles, w.constant_read + loads * moved
-        w.first_fetch = read(constants, chunks[:1])[0]
-    elif g.records or g.tables:
-        w.first_fetch, moved = read(constants, [(1, g.records * g.record_bytes + TABLE_BYTES * g.tables)])
-        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
-    n, h, wd, ih, iw = shapes[0]
+                took, bytes_ = write(m.main, *runs)
+                w.store, w.main_write = w.store + times * took, w.main_write + times * bytes_
+            if residual(g) and not r.operand:
+                apart = "operand" in r.constant
+                took, bytes_ = read(m.constant if apart else m.main, *runs)
+                w.bring(m, apart, times * took, times * bytes_)
+        took, bytes_ = read(m.constant, 1, record_bytes(g, size))
+        cycles, moved = cycles + many * took, moved + many * bytes_
+    w.fetch, w.constant_read = w.fetch + weight_loads * cycles, w.constant_read + weight_loads * moved
+    first = np.where(number > 1, b.channels(g, c.group), last)
+    w.first_fetch = read(m.constant, 1, record_bytes(g, first))[0]
+    if g.kind == "matmul":
+        for many, size in group_sizes(g, b, c.group):
+            shape = operand_runs(g, c.output_stationary, size)
+            if r.weights:
+                w.load = w.load + weight_loads * many * operand_cycles(g, *shape, m)
+            else:
+                apart = "weights" in r.constant
+                took, bytes_ = read(m.constant if apart else m.main, *shape)
+                w.bring(m, apart, weight_loads * many * took, weight_loads * many * bytes_)
+    else:
+        cycles, moved = 0.0, 0.0
+        for many, width in ((g.groups * (b.per_group - 1), b.width), (g.groups, b.last)):
+            for pieces, size in ((part.count, part.size), (part.last_count, part.last)):
+                took, bytes_ = read(m.constant, 1, size * width)
+                cycles, moved = cycles + many * pieces * took, moved + many * pieces * bytes_
+        times = np.where(c.part_rows > 0, steps, weight_loads)
+        w.fetch, w.constant_read = w.fetch + times * cycles, w.constant_read + times * moved
+        w.first_fetch = w.first_fetch + read(m.constant, 1, part.size * b.width)[0]
+    h, wd = np.minimum(c.step_h, t.first.h[c.tiling]), np.minimum(c.step_w, t.first.w[c.tiling])
+    most = h * wd
+    timing = matrix_timing(most, part, m, c.output_stationary)
+    w.first_matrix = timing.occupy + timing.gap + m.rows + m.columns
     if not r.image:
-        w.first_load = read(main, [row_runs(ih, iw, g.image[2], c)])[0]
+        w.first_load = read(m.main, *row_runs(t.first, c.tiling, g.image[2], channels))[0]
+    if np.any(c.im2col):
+        number_of, run = gathers(g)
+        gather = t.first.h[c.tiling] * t.first.w[c.tiling] * number_of * ceil_div(run, m.activation_width)
+        w.first_load = w.first_load + np.where(c.im2col, gather, 0)
+    w.last_vector = most * ceil_div(b.last, m.lanes) + table + VECTOR_PIPELINE
+    if not r.output:
+        w.last_store = write(m.main, *pixel_runs(t.first.h[c.tiling], t.first.w[c.tiling], ow, o, last))[0]
+    w.steps = steps * b.count * part.number
+    w.tiles = np.maximum(tiles * image_loads * (not r.image), tiles * number * (not r.output))
+    return w.times(t.batch) if t.batch > 1 else w
+
+
+def merged_pixels(g: Geometry, c: Choice, m: Machines) -> Values:
+    """As `mapping.merged_pixels`."""
+    channels, width = g.output[3], g.output[2]
+    if g.stride[1] != 1 or g.kind != "depthwise":
+        return 1
+    allowed = (c.group * m.lanes >= channels) & (tilings(g).tile_w[c.tiling] >= width) & (c.step_w >= width)
+    repeated = channels * (math.prod(g.kernel) + g.record_bytes)
+    most = np.minimum(MAX_MERGED, np.maximum(1, np.floor((np.floor(m.parameter_bytes / 2) - TABLE_BYTES) / repeated)))
+    best: Values = 1
+    least = width * ceil_div(channels, m.lanes)
+    for n in range(2, min(MAX_MERGED, width) + 1):
+        vectors = math.ceil(width / n) * ceil_div(n * channels, m.lanes)
+        better = allowed & (n <= most) & (vectors < least)
+        best, least = np.where(better, n, best), np.where(better, vectors, least)
+    return best
+
+
+def lane_groups(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Values, Values]:
+    """``(groups, channels of a group, channels of the last)`` of a depthwise layer; a pool has all in one."""
+    o = g.output[3]
+    if g.kind == "pool":
+        return 1, o, o
+    number = ceil_div(o, c.group * m.lanes)
+    return number, np.minimum(c.group * m.lanes, o), o - (number - 1) * c.group * m.lanes
+
+
+def window_parameters(g: Geometry, channels: Values, merged: Values) -> Values:
+    """Bytes of constants of a group of a depthwise layer, or of a pool."""
+    own = (math.prod(g.kernel) + g.record_bytes) * channels * merged if g.kind == "depthwise" else (
+        g.records * g.record_bytes
+    )  # fmt: skip
+    return own + TABLE_BYTES * g.tables
+
+
+def _vector(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
+    """Depthwise convolutions and pools."""
+    w, t = Work(), tilings(g)
+    (_, _, ow, o), tap = g.output, math.prod(g.kernel)
+    number, width, last = lane_groups(g, c, m)
+    merged, tiles, constant = merged_pixels(g, c, m), t.count[c.tiling], "image" in r.constant
+    table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
+    image_loads = np.where(c.groups_outer & (tiles > 1), number, 1)
+    for kind in t.kinds:
+        count, h, wd = kind.count[c.tiling], kind.h[c.tiling], kind.w[c.tiling]
+        steps = ceil_div(h, c.step_h) * np.where(wd % merged == 0, 1, 2)
+        for many, size in ((number - 1, width), (1, last)):
+            across = ceil_div(wd, merged) * ceil_div(merged * size, m.lanes)
+            w.vector = w.vector + count * many * (h * across * tap + table * steps)
+            if not r.output:
+                took, bytes_ = write(m.main, *pixel_runs(h, wd, ow, o, size))
+                w.store, w.main_write = w.store + count * many * took, w.main_write + count * many * bytes_
+        if not r.image:
+            runs = row_runs(kind, c.tiling, g.image[2], g.image[3])
+            took, bytes_ = read(m.constant if constant else m.main, *runs)
+            w.bring(m, constant, count * image_loads * took, count * image_loads * bytes_)
+    loads = np.where(~c.groups_outer & (number > 1), tiles, 1)
+    if g.kind == "depthwise" or g.records or g.tables:
+        for many, size in ((number - 1, width), (1, last)):
+            took, bytes_ = read(m.constant, 1, window_parameters(g, size, merged))
+            w.fetch, w.constant_read = w.fetch + many * loads * took, w.constant_read + many * loads * bytes_
+        w.first_fetch = read(m.constant, 1, window_parameters(g, width, merged))[0]
+    if not r.image:
+        w.first_load = read(m.main, *row_runs(t.first, c.tiling, g.image[2], g.image[3]))[0]
     w.last_vector = VECTOR_PIPELINE
     if not r.output:
-        w.last_store = write(main, pixel_runs(h, wd, ow, o, groups[-1][1] - groups[-1][0]))[0]
-    w.steps = tiles * len(groups) * ceil_div(m.tile_h, m.step_h)
-    w.tiles = max(tiles * image_loads * (not r.image), tiles * len(groups) * (not r.output))
+        w.last_store = write(m.main, *pixel_runs(t.first.h[c.tiling], t.first.w[c.tiling], ow, o, last))[0]
+    w.steps = tiles * number * ceil_div(t.tile_h[c.tiling], c.step_h)
+    w.tiles = np.maximum(tiles * image_loads * (not r.image), tiles * number * (not r.output))
     return w
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of element-wise, row-wise or moving work. loads, stores: external transfers as (runs, bytes), loads
-    with the operand's name; vector,
-    local: cycles of the lanes, and of moves inside the activation memory."""
-
-    loads: list[tuple[str, tuple[int, int]]]
-    vector: int
-    local: int
-    stores: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """All pieces of a layer. in_order: whether the i-th reads only about the i-th part of its inputs."""
-
-    items: list[Chunk]
-    parameter_bytes: int
-    in_order: bool = True
+def chunk_cycles(g: Geometry, chunk: Chunk, index: Any, m: Machines) -> Values:
+    """Cycles of the lanes for one chunk."""
+    each = chunk.outer[index] * ceil_div(chunk.inner[index], m.lanes)
+    if g.kind == "table":
+        beside = TABLE_BYTES * ceil_div(g.output[3], m.lanes) if g.tables > 1 else ceil_div(TABLE_BYTES, m.lanes)
+        return each + beside
+    if g.kind in ("softmax", "layer_norm"):
+        tree = np.frexp(m.lanes - 1)[1]  # its bit length
+        if g.kind == "softmax":
+            row = 2 * tree + DIVIDE_32_CYCLES + 2 * VECTOR_PIPELINE
+            return ceil_div(EXP_TABLE_BYTES, m.lanes) + 3 * each + chunk.rows[index] * row
+        row = tree + 2 * VECTOR_PIPELINE + DIVIDE_64_CYCLES + SQUARE_ROOT_CYCLES
+        return 2 * each + chunk.rows[index] * row
+    return each
 
 
-def chunks(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Chunks:
-    """The pieces in which layers other than convolutions, products and pools are done."""
-    lanes = machine.vector.lanes
-
-    def piece(image: int, output: int, vector: int, operand: int = 0) -> Chunk:
-        sizes = {"image": 0 if r.image else image, "operand": 0 if r.operand else operand}
-        loads = [(name, (1, size)) for name, size in sizes.items() if size]
-        return Chunk(loads, vector, 0, [] if r.output else [(1, output)])
-
-    items = []
-    if g.kind == "move":
-        return Chunks(_moves(g, m, r, machine), 0, in_order=False)
-    if g.kind == "elementwise":
-        *outer, (inner, _, _) = g.loops
-        for low, high in mapping.cut(0, g.loops[0][0], m.tile_h):
-            trips = [high - low, *(n for n, _, _ in g.loops[1:])]
-            cycles = math.prod(trips[:-1]) * ceil_div(trips[-1], lanes)
-            sizes = [mapping.operand_bytes(g, high - low, k) for k in (0, 1)]
-            items.append(piece(sizes[0], math.prod(trips), cycles, sizes[1]))
-        return Chunks(items, g.record_bytes)
-    length, out = g.image[3], g.output[3]
-    for low, high in mapping.cut(0, _trips(g), m.tile_h):
-        n = high - low
-        if g.kind == "table" and g.tables == 1:
-            items.append(piece(n, n, ceil_div(TABLE_BYTES, lanes) + ceil_div(n, lanes)))
-        elif g.kind == "table":
-            items.append(piece(n * length, n * length, ceil_div(length, lanes) * (TABLE_BYTES + n)))
-        elif g.kind == "resize":
-            ys = [y for a, b, _ in g.loops[low:high] for y in (a, b)]
-            size = (max(ys) - min(ys) + 1) * g.image[2] * length
-            items.append(piece(size, n * g.output[2] * out, 4 * n * g.output[2] * ceil_div(out, lanes)))
-        elif g.kind == "embedding":
-            items.append(
-                Chunk([("image", (1, n * length)), ("table", (n, out))], 0, 0, [] if r.output else [(1, n * out)])
-            )
-        else:
-            addresses = ("in_address", "in_pitch", "out_address", "out_pitch")
-            common: dict[str, Any] = {"rows": n, "length": length, **dict.fromkeys(addresses, 0)}
-            rows: Instruction = Softmax(**common, table=0)
-            if g.kind == "layer_norm":
-                rows = LayerNorm(**common, gain=0, bias=0, shift=1, epsilon=1)
-            items.append(piece(n * length, n * length, rows.timing(machine).occupy))
-    constants = {"table": TABLE_BYTES * g.tables, "softmax": EXP_TABLE_BYTES, "layer_norm": 6 * length,
-                 "resize": COORDINATE_BYTES * g.output[2] + g.record_bytes}  # fmt: skip
-    items *= g.image[0] if g.kind == "resize" else 1
-    return Chunks(items, constants.get(g.kind, 0), in_order=g.kind != "resize" or g.image[0] == 1)
+def chunk_parameters(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Values]:
+    """``(bytes, how often)`` of the constants of a layer of another kind; tables of channels that do not fit come again
+    for every chunk, group by group."""
+    if g.kind == "table" and g.tables > 1:
+        number = ceil_div(g.output[3], c.group * m.lanes)
+        return TABLE_BYTES * g.output[3], np.where(number > 1, chunks(g).count[c.tiling], 1)
+    length = g.image[3]
+    size = {"table": TABLE_BYTES, "softmax": EXP_TABLE_BYTES, "layer_norm": 6 * length, "elementwise": g.record_bytes,
+            "resize": COORDINATE_BYTES * g.output[2] + g.record_bytes}  # fmt: skip
+    return size.get(g.kind, 0), 1
 
 
-def _trips(g: Geometry) -> int:
-    return g.image_bytes if g.kind == "table" and g.tables == 1 else g.output[1]
-
-
-def _on_chip(box: Box, width: int) -> int:
+def on_chip(box: Box, m: Machines) -> Values:
     """Cycles of a box inside the activation memory (`isa.dma`)."""
+    width = m.activation_width
     if box.run > 1 or not box.loops:
         return box.bytes // box.run * ceil_div(box.run, width)
     n, source, target = box.loops[-1]
-    conflicts = max(math.gcd(source, width) if source and box.operand >= 0 else 1, math.gcd(target, width))
-    return box.bytes // n * ceil_div(n, width // conflicts)
+    banks = width.astype(np.int64)
+    conflicts = np.maximum(np.gcd(source, banks) if source and box.operand >= 0 else 1, np.gcd(target, banks))
+    return box.bytes // n * ceil_div(n, np.floor(width / conflicts))
 
 
-def _moves(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> list[Chunk]:
-    width, items = machine.activation_memory.bytes_per_cycle, []
-    for box in g.boxes:
-        on_chip = r.image or box.operand < 0
-        parts = [box] if on_chip or r.output else split(box, m.tile_h)
-        for part in parts:
-            runs = [(part.bytes // part.run, part.run)]
-            local = _on_chip(part, width) if on_chip and r.output else 0
-            loads = [] if on_chip else [("image", run) for run in runs]
-            items.append(Chunk(loads, 0, local, [] if r.output else runs))
-    return items
+class Piece(NamedTuple):
+    """What one chunk does: cycles and bytes of its loads (and of those from the constants), of the lanes, of moves
+    inside the chip, and of its stores."""
+
+    load: Values
+    main_read: Values
+    fetch: Values
+    constant_read: Values
+    vector: Values
+    local: Values
+    store: Values
+    main_write: Values
 
 
-def _other(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
-    main, constants = machine.main_memory, machine.constant_memory or machine.main_memory
-    w, pieces = Work(), chunks(g, m, r, machine)
-    for i, chunk in enumerate(pieces.items):
-        cycles = sum(w.bring(machine, r, name, [run]) for name, run in chunk.loads)
-        w.first_load = cycles if i == 0 else w.first_load
-        w.last_store, moved = write(main, chunk.stores)
-        w.store, w.main_write = w.store + w.last_store + chunk.local, w.main_write + moved
-        w.vector += chunk.vector
-    if pieces.parameter_bytes:
-        w.first_fetch, moved = read(constants, [(1, pieces.parameter_bytes)])
-        w.fetch, w.constant_read = w.fetch + w.first_fetch, w.constant_read + moved
-    w.last_vector, w.steps, w.tiles = VECTOR_PIPELINE, len(pieces.items), len(pieces.items)
+def piece(g: Geometry, chunk: Chunk, index: Any, r: Residency, m: Machines) -> Piece | None:
+    """One chunk of a layer; None where the layer has no such chunks for this residency."""
+    load, main, fetch, constant, local, store, written = (0.0,) * 7
+    image, output = chunk.image[index], chunk.output[index]
+    if g.kind == "move":
+        box, run = g.boxes[chunk.box], chunk.run[index]
+        here = r.image or box.operand < 0
+        if chunk.part == (here or r.output):
+            return None
+        if not here:
+            took, moved = read(m.constant if "image" in r.constant else m.main, image / run, run)
+            load, main, fetch, constant = (0.0, 0.0, took, moved) if "image" in r.constant else (took, moved, 0.0, 0.0)
+        if not r.output:
+            store, written = write(m.main, output / run, run)
+        elif here:
+            local = on_chip(box, m)
+        return Piece(load, main, fetch, constant, 0.0, local, store, written)
+    for name, size, there in (("image", image, r.image), ("operand", chunk.operand[index], r.operand)):
+        if not there and np.any(size):
+            took, moved = read(m.constant if name in r.constant else m.main, 1, size)
+            if name in r.constant:
+                fetch, constant = fetch + took, constant + moved
+            else:
+                load, main = load + took, main + moved
+    if g.kind == "embedding":
+        took, moved = read(m.constant, output / g.output[3], g.output[3])
+        fetch, constant = fetch + took, constant + moved
+    if not r.output:
+        store, written = write(m.main, 1, output)
+    return Piece(load, main, fetch, constant, chunk_cycles(g, chunk, index, m), local, store, written)
+
+
+def _other(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
+    w, t = Work(), chunks(g)
+    number: Values = 0.0
+    for kind in t.kinds:
+        p = piece(g, kind, c.tiling, r, m)
+        if p is None:
+            continue
+        count = kind.count[c.tiling]
+        number = number + count
+        w.load, w.main_read = w.load + count * p.load, w.main_read + count * p.main_read
+        w.fetch, w.constant_read = w.fetch + count * p.fetch, w.constant_read + count * p.constant_read
+        w.store, w.main_write = w.store + count * (p.store + p.local), w.main_write + count * p.main_write
+        w.vector = w.vector + count * p.vector
+        w.first_load, w.last_store = np.maximum(w.first_load, p.load), np.maximum(w.last_store, p.store)
+    size, times = chunk_parameters(g, c, m)
+    if size:
+        took, moved = read(m.constant, 1, size)
+        w.first_fetch = took
+        w.fetch, w.constant_read = w.fetch + times * took, w.constant_read + times * moved
+    w.last_vector, w.steps, w.tiles = VECTOR_PIPELINE, number, number
     return w
 
 
-def work(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> Work:
+def work(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
     """What the layer occupies and moves."""
     if g.kind in MATRIX_KINDS:
-        return _matrix(g, m, r, machine)
+        return _matrix(g, c, r, m)
     if g.kind in ("depthwise", "pool"):
-        return _vector(g, m, r, machine)
-    return _other(g, m, r, machine)
+        return _vector(g, c, r, m)
+    return _other(g, c, r, m)

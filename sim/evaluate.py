@@ -1,8 +1,8 @@
 """What networks cost on machines, without compiling anything: cycles, energy, traffic and area of each pair.
 
-The decisions are the accelerator compiler's own (`residency`, `search`), so that a figure is that of the program which
-it would make. A machine that cannot run a network is a result with the reason, never an exception. The result of a
-machine does not depend on which others are evaluated with it.
+The decisions are the accelerator compiler's own (`schedule`), so that a figure is that of the program which it would
+make. A machine that cannot run a network is a result with the reason, never an exception. The result of a machine does
+not depend on which others are evaluated with it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,95 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.sim import cost, energy
+from qcompiler.sim import energy
+from qcompiler.sim.cost import Choice
+from qcompiler.sim.counts import counts
 from qcompiler.sim.energy import EnergyTable
-from qcompiler.sim.estimate import Estimator, Scheduled
+from qcompiler.sim.flow import Flow
 from qcompiler.sim.hardware import Machine
-from qcompiler.sim.isa.base import COUNTERS
+from qcompiler.sim.hardware.batch import Machines
+from qcompiler.sim.isa.base import COUNTERS, INSTRUCTION_BYTES
+from qcompiler.sim.mapping import Residency
 from qcompiler.sim.network import Network
-from qcompiler.sim.residency import Misfit, decide
+from qcompiler.sim.residency import Decisions, Layouts, decide, misfit
 from qcompiler.sim.search import search
+from qcompiler.sim.visits import Visits, visits
+from qcompiler.sim.workload import Geometry
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+BLOCK = 512  # machines at a time
+EXTERNAL = [list(COUNTERS).index(f"{n}_bytes") for n in ("main_read", "main_write", "constant_read")]
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """Layers of one geometry and residency: machines [c] (an index each) with `free` [c] bytes for tiles, and what was
+    chosen for them."""
+
+    geometry: Geometry
+    residency: Residency
+    machines: Ints
+    free: Floats
+    choice: Choice
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """All decisions for a network on n machines. layers: for each layer the cases that serve it, with the machines [k]
+    that they serve here and the position of each machine's case [k]."""
+
+    network: Network
+    machines: Machines
+    decisions: Decisions
+    cases: list[Cases]
+    layers: list[list[tuple[int, Ints, Ints]]]
+
+
+def schedule(network: Network, m: Machines, layouts: Layouts | None = None) -> Schedule:
+    """What stays on chip, and a mapping for every layer, on each machine that can run the network."""
+    decisions = decide(network, m, layouts)
+    rows = [np.flatnonzero(decisions.layout == k) for k in range(len(decisions.layouts))]
+    free = [layout.free(m.activation_bytes[r]) for layout, r in zip(decisions.layouts, rows, strict=True)]
+    cases: list[Cases] = []
+    served: list[list[tuple[int, Ints, Ints]]] = [[] for _ in network.layers]
+    for g, positions in network.geometries.items():
+        wanted: dict[Residency, list[tuple[int, Ints, Floats]]] = {}
+        for i in positions:
+            for k, layout in enumerate(decisions.layouts):
+                wanted.setdefault(layout.residencies[i], []).append((i, rows[k], free[k][i]))
+        for r, asked in wanted.items():
+            layer = np.concatenate([np.full(len(own), i) for i, own, _ in asked])
+            machine = np.concatenate([own for _, own, _ in asked])
+            room = np.concatenate([have for _, _, have in asked])
+            # A machine's layers of equal room share a case.
+            key = machine.astype(np.int64) << 29 | np.maximum(room, 0).astype(np.int64)
+            _, first, where = np.unique(key, return_index=True, return_inverse=True)
+            choice, valid = search(g, r, m.take(machine[first]), room[first])
+            assert valid.all(), (network.name, g)
+            for i in positions:
+                here = np.flatnonzero(layer == i)
+                if here.size:
+                    served[i].append((len(cases), machine[here], where[here]))
+            cases.append(Cases(g, r, machine[first], room[first], choice))
+    return Schedule(network, m, decisions, cases, served)
+
+
+def layer_cycles(s: Schedule) -> Ints:
+    """int64 [layers, n]: how far each layer moves the frontier of completed work (`Timeline.layer_cycles`)."""
+    made = [visits(c.geometry, c.choice, c.residency, s.machines.take(c.machines)) for c in s.cases]
+    able = np.flatnonzero(s.decisions.layout >= 0)
+    place = np.full(len(s.machines), -1)
+    place[able] = np.arange(able.size)
+    flow = Flow(s.machines.take(able))
+    total = np.zeros((len(s.network.layers) + 1, len(s.machines)), dtype=np.int64)
+    for i, (work, serving) in enumerate(zip(s.network.layers, s.layers, strict=True)):
+        v = Visits.empty(able.size)
+        for k, machines, where in serving:
+            v.values[:, place[machines]] = made[k].values[:, where]
+        flow.layer(work.geometry.kind, v, work.reads[0], work.output, work.reads[1:])
+        total[i + 1, able] = np.round(flow.frontier)
+    return total[1:] - total[:-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,44 +137,47 @@ class Results:
         return self.counts[:, :, EXTERNAL].sum(axis=2)
 
 
-EXTERNAL = [list(COUNTERS).index(f"{n}_bytes") for n in ("main_read", "main_write", "constant_read")]
-
-
 def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: EnergyTable) -> Results:
     """Cost of every network on every machine."""
     shape = (len(machines), len(networks))
-    cycles, counts = np.zeros(shape, np.int64), np.zeros((*shape, len(COUNTERS)), np.int64)
+    cycles, total = np.zeros(shape, np.int64), np.zeros((*shape, len(COUNTERS)), np.int64)
+    reasons = [""] * len(machines)
+    for k, network in enumerate(networks):
+        layouts = Layouts(network)
+        for low in range(0, len(machines), BLOCK):
+            part = machines[low : low + BLOCK]
+            for i, machine in enumerate(part):
+                refusal = network.refused(machine.name, machine.vector.roundings)
+                reasons[low + i] += "\n" * bool(refusal and reasons[low + i]) + refusal
+            if any(problem for _, _, problem in network.needs):
+                continue
+            s = schedule(network, Machines.of(part), layouts)
+            for i, found in s.decisions.misfits.items():
+                text = f"network {network.name!r}: {misfit(network, part[i], found)}"
+                reasons[low + i] += "\n" * bool(reasons[low + i]) + text
+            cycles[low : low + BLOCK, k] = layer_cycles(s).sum(axis=0)
+            total[low : low + BLOCK, k] = counters(s)[0].sum(axis=0)
     energies, areas, leakages = np.zeros((*shape, 3)), np.zeros((shape[0], 3)), np.zeros((shape[0], 3))
-    reasons = []
     for i, machine in enumerate(machines):
-        found = [_one(network, machine) for network in networks]
-        reasons.append("\n".join(f for f in found if isinstance(f, str)))
-        if reasons[-1]:
+        if reasons[i]:
+            cycles[i], total[i] = 0, 0
             continue
         areas[i] = np.sum([tuple(q) for q in energy.area(machine, table).values()], axis=0)
         leakages[i] = energy.static_power(machine, table)
-        for k, pair in enumerate(found):
-            assert not isinstance(pair, str)
-            cycles[i, k], counts[i, k] = pair
-            energies[i, k] = energy.energy(counts[i, k], int(cycles[i, k]), machine, table).total
-    return Results(reasons, cycles, counts, energies, areas, leakages, np.array([m.clock_mhz for m in machines]))
+        for k in range(len(networks)):
+            energies[i, k] = energy.energy(total[i, k], int(cycles[i, k]), machine, table).total
+    return Results(reasons, cycles, total, energies, areas, leakages, np.array([m.clock_mhz for m in machines]))
 
 
-def _one(network: Network, machine: Machine) -> tuple[int, Ints] | str:
-    refusal = network.refused(machine.name, machine.vector.roundings)
-    if refusal:
-        return refusal
-    decision = decide(network, machine)
-    if isinstance(decision, Misfit):
-        return f"layer {decision.layer!r} of {network.name!r} does not fit: {decision.reason}"
-    estimator, counts = Estimator(machine), dict.fromkeys(COUNTERS, 0)
-    for work, r in zip(network.layers, decision.residencies, strict=True):
-        m = search(work.geometry, r, machine)
-        assert m is not None
-        estimator.run(Scheduled(work.geometry, m, r, work.reads[0], work.output, work.reads[1:]))
-        w = cost.work(work.geometry, m, r, machine)
-        counts["array_macs"] += work.geometry.macs
-        counts["main_read_bytes"] += w.main_read + (w.constant_read if machine.constant_memory is None else 0)
-        counts["constant_read_bytes"] += w.constant_read if machine.constant_memory else 0
-        counts["main_write_bytes"] += w.main_write
-    return estimator.frontier, np.array(list(counts.values()), np.int64)
+def counters(s: Schedule) -> tuple[Ints, Ints]:
+    """int64 [layers, n, COUNTERS]: the counters of every layer, as `energy.count` finds them in the compiled program;
+    and int64 [n], the bytes of its constants."""
+    own = [counts(c.geometry, c.choice, c.residency, s.machines.take(c.machines)) for c in s.cases]
+    total = np.zeros((len(s.layers), len(s.machines), len(COUNTERS)), dtype=np.int64)
+    constants = np.full(len(s.machines), s.network.constant_bytes)
+    for i, serving in enumerate(s.layers):
+        for k, machines, where in serving:
+            total[i, machines] = own[k].values[:, where].T
+            constants[machines] += own[k].constants[where].astype(np.int64)
+    total[-1, s.decisions.layout >= 0, list(COUNTERS).index("instruction_bytes")] += INSTRUCTION_BYTES  # halt
+    return total, constants

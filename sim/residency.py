@@ -2,19 +2,27 @@
 
 Tensors stay from the layer that makes them to the last that reads them. The tensors that stay are laid out first,
 alone; every layer then has the largest gap that they leave it for the buffers of its tiles. While a layer's gap is
-smaller than what it needs (`mapping.reserve`), the largest tensor that lives there goes to the main memory. So a
+smaller than what it needs (`candidates.reserve`), the largest tensor that lives there goes to the main memory. So a
 mapping that was searched for the gap always fits, and the decision takes no second try.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
-from qcompiler.sim import mapping
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.sim import candidates
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Residency
 from qcompiler.sim.network import ROLES, Network, Work
+from qcompiler.sim.workload import Geometry
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,34 @@ class Layout:
         holes = [(start, min(size, size_bytes - start)) for start, size in self.gaps[layer]]
         return max(holes, key=lambda hole: (hole[1], -hole[0]))
 
+    def free(self, sizes: Floats) -> Floats:
+        """float64 [layers, n]: bytes of `gap` for memories of these sizes [n]."""
+        top = sizes - self._ends
+        return np.where(top < 0, top, np.maximum(top, self._holes))
+
+    @cached_property
+    def _ends(self) -> Floats:
+        return np.array([[gaps[-1][0]] for gaps in self.gaps], dtype=np.float64).reshape(-1, 1)
+
+    @cached_property
+    def _holes(self) -> Floats:
+        holes = [[max((size for _, size in gaps[:-1]), default=0)] for gaps in self.gaps]
+        return np.array(holes, dtype=np.float64).reshape(-1, 1)
+
+    @cached_property
+    def residencies(self) -> tuple[Residency, ...]:
+        """What of each layer is on chip (free_bytes is 0)."""
+        return tuple(residency(work, self.resident) for work in self.network.layers)
+
+    @cached_property
+    def largest(self) -> tuple[str | None, ...]:
+        """For each layer, the largest tensor that lives there."""
+        n, found = self.network, []
+        for i in range(len(n.layers)):
+            live = [t for t in self.resident if n.lifetimes[t][0] <= i <= n.lifetimes[t][1]]
+            found.append(max(live, key=lambda t: (n.sizes[t], t), default=None))
+        return tuple(found)
+
     def outside(self, alignment: int) -> tuple[dict[str, int], int]:
         """Addresses in the main memory of everything else, and the bytes used."""
         n = self.network
@@ -88,50 +124,75 @@ class Layout:
         )
 
 
-def residency(work: Work, resident: frozenset[str], free_bytes: int) -> Residency:
+def residency(work: Work, resident: frozenset[str]) -> Residency:
     """The layer's operands against the tensors that stay."""
     here = {role: all(n in resident for n in names) for role, names in zip(ROLES, work.roles, strict=True)}
-    return Residency(
-        here["image"], work.output in resident, here["operand"], free_bytes, here["weights"], work.constant
-    )
+    return Residency(here["image"], work.output in resident, here["operand"], 0, here["weights"], work.constant)
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """A layout, and each layer's residency in it."""
+@dataclass(eq=False)
+class Decisions:
+    """For each machine the index of its layout, or -1: then `misfits` has the layer that does not fit, the least
+    activation memory that it needs, and how much there is."""
 
-    layout: Layout
-    residencies: list[Residency]
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """A layer that no tiling fits, and which memory is too small by how much."""
-
-    layer: str
-    reason: str
+    layouts: list[Layout]
+    layout: npt.NDArray[np.int64]
+    misfits: dict[int, tuple[int, float, float]]
 
 
-def decide(network: Network, machine: Machine) -> Decision | Misfit:
-    """Which tensors stay (rule in the module's docstring)."""
-    size = machine.activation_memory.size_bytes
-    resident = frozenset(n for n in network.resident if network.sizes[n] <= size)
-    needs: dict[tuple[object, Residency], int | None] = {}
-    while True:
-        layout = Layout.of(network, resident)
-        residencies = []
-        for i, work in enumerate(network.layers):
-            r = residency(work, resident, layout.gap(i, size)[1])
-            key = (work.geometry, replace(r, free_bytes=0))
-            if key not in needs:
-                needs[key] = mapping.reserve(work.geometry, r, machine)
-            need = needs[key]
-            live = [n for n in resident if network.lifetimes[n][0] <= i <= network.lifetimes[n][1]]
-            if need is None or (need > r.free_bytes and not live):
-                return Misfit(work.name, mapping.shortfall(work.geometry, r, machine))
-            if need > r.free_bytes:
-                resident -= {max(live, key=lambda n: (network.sizes[n], n))}
-                break
-            residencies.append(r)
-        else:
-            return Decision(layout, residencies)
+class Layouts:
+    """The layouts of one network, made when they are first asked for."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.made: dict[frozenset[str], Layout] = {}
+
+    def __call__(self, resident: frozenset[str]) -> Layout:
+        if resident not in self.made:
+            self.made[resident] = Layout.of(self.network, resident)
+        return self.made[resident]
+
+
+def decide(network: Network, m: Machines, layouts: Layouts | None = None) -> Decisions:
+    """Which tensors stay on each machine (rule in the module's docstring)."""
+    layouts = layouts or Layouts(network)
+    needed: dict[tuple[Geometry, Residency], tuple[Floats, Floats]] = {}
+    waiting: dict[frozenset[str], list[npt.NDArray[np.int64]]] = {}
+    order = sorted(network.resident, key=lambda n: network.sizes[n])
+    sizes = np.array([network.sizes[n] for n in order], dtype=np.float64)
+    fitting = np.searchsorted(sizes, m.activation_bytes, side="right")
+    for count in np.unique(fitting).tolist():
+        waiting[frozenset(order[:count])] = [np.flatnonzero(fitting == count)]
+    found = Decisions([], np.full(len(m), -1), {})
+    while waiting:
+        # The largest sets first: what they lose may be a set that already waits.
+        resident = max(waiting, key=lambda names: (len(names), sorted(names)))
+        rows, layout = np.concatenate(waiting.pop(resident)), layouts(resident)
+        free = layout.free(m.activation_bytes[rows])
+        short = np.zeros(free.shape, bool)
+        for i, (work, r) in enumerate(zip(network.layers, layout.residencies, strict=True)):
+            key = (work.geometry, r)
+            if key not in needed:
+                needed[key] = candidates.reserve(work.geometry, r, m)
+            short[i] = needed[key][0][rows] > free[i]
+        bad = short.any(axis=0)
+        if not bad.all():
+            found.layout[rows[~bad]] = len(found.layouts)
+            found.layouts.append(layout)
+        worst = short.argmax(axis=0)
+        for i in np.unique(worst[bad]).tolist():
+            here, name = np.flatnonzero(bad & (worst == i)), layout.largest[i]
+            least = needed[network.layers[i].geometry, layout.residencies[i]][1]
+            hopeless = np.isinf(least[rows[here]]) | (name is None)
+            for k in here[hopeless].tolist():
+                found.misfits[int(rows[k])] = (i, float(least[rows[k]]), float(free[i, k]))
+            if name is not None and not hopeless.all():
+                waiting.setdefault(resident - {name}, []).append(rows[here[~hopeless]])
+    return found
+
+
+def misfit(network: Network, machine: Machine, found: tuple[int, float, float]) -> str:
+    """What does not fit, and why."""
+    layer, least, free = found
+    reason = candidates.shortfall(network.layers[layer].geometry, least, free, machine)
+    return f"layer {network.layers[layer].name!r} does not fit machine {machine.name!r}: {reason}"

@@ -1,40 +1,139 @@
 """The search for a layer's mapping, shared by the accelerator's compiler and the explorer.
 
-`cost.work` ranks all mappings that fit; `estimate` decides between the best of them.
+`cost.work` ranks all mappings that fit; the flow of the layer alone decides between the best of them.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
+from typing import Any
 
-from qcompiler.sim import cost, mapping
-from qcompiler.sim.estimate import Estimator, Scheduled
-from qcompiler.sim.hardware import Machine
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.sim import candidates, cost
+from qcompiler.sim.cost import Choice, Values
+from qcompiler.sim.flow import Flow
+from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Mapping, Residency
-from qcompiler.sim.workload import Geometry
+from qcompiler.sim.tilings import WINDOW_KINDS, chunks, tilings
+from qcompiler.sim.visits import visits
+from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 FINALISTS = 6
-RESOLUTION = 1 / 64  # mappings whose cycles differ by less are told apart by their traffic
+RESOLUTION = 64  # mappings whose cycles differ by less than a 64th are told apart by their traffic
+LATTICE = 1 << 17  # candidates that are ranked at a time
+NEVER = np.iinfo(np.int64).max
+BYTE_BITS, STEP_BITS = 36, 14
+FIELDS = (
+    "tiling",
+    "group",
+    "groups_outer",
+    "step_h",
+    "step_w",
+    "output_stationary",
+    "im2col",
+    "part_rows",
+    "part_channels",
+)
 
 
-def search(g: Geometry, r: Residency, machine: Machine) -> Mapping | None:
-    """The fitting mapping with the fewest cycles (within `RESOLUTION`), then the least external traffic, then the
-    fewest instructions; None where nothing fits."""
-    ranked = []
-    for i, m in enumerate(mapping.candidates(g, r, machine)):
-        w = cost.work(g, m, r, machine)
-        ranked.append((_key(w.cycles(machine), w), m.output_stationary, i, m, w))
-    finalists = heapq.nsmallest(FINALISTS, ranked, key=lambda c: c[:3])
-    if not finalists:
-        return None
-    best = min(finalists, key=lambda c: (_key(_alone(g, c[3], r, machine), c[4]), *c[1:3]))
-    return best[3]
+def keys(cycles: Values, w: cost.Work) -> npt.NDArray[np.int64]:
+    """What to minimise: cycles in steps of a 64th of their power of two, then external bytes, then instructions."""
+    mantissa, exponent = np.frexp(np.maximum(cycles, 1))
+    rank = exponent.astype(np.int64) * RESOLUTION + np.round(mantissa * 2 * RESOLUTION).astype(np.int64) - RESOLUTION
+    moved = np.minimum(w.main_read + w.constant_read + w.main_write, (1 << BYTE_BITS) - 1).astype(np.int64)
+    steps = np.minimum(w.steps, (1 << STEP_BITS) - 1).astype(np.int64)
+    key = ((rank << BYTE_BITS) + moved << STEP_BITS) + steps
+    return np.asarray(key)
 
 
-def _key(cycles: int, w: cost.Work) -> tuple[int, int, int]:
-    return round(math.log(max(cycles, 1)) / RESOLUTION), w.main_read + w.constant_read + w.main_write, w.steps
+def search(g: Geometry, r: Residency, m: Machines, free: Values) -> tuple[Choice, npt.NDArray[np.bool_]]:
+    """For each machine, with `free` bytes for tiles, the fitting mapping with the fewest cycles (within
+    `RESOLUTION`), then the least external traffic, then the fewest instructions; and whether there is any."""
+    n = len(m)
+    columns = np.zeros((len(FIELDS), n, FINALISTS))
+    found = np.full((n, FINALISTS), NEVER)
+    size = len(tilings(g).tile_h) * 60 if g.kind in MATRIX_KINDS else 40
+    step = max(LATTICE // size, 1)
+    for low in range(0, n, step):
+        part = slice(low, min(low + step, n))
+        _rank(g, r, m.take(part), free[part], columns[:, part], found[part])
+    # Where even the first is none, a dummy keeps the arrays regular.
+    valid = found[:, 0] < NEVER
+    several = np.flatnonzero((found[:, 1] < NEVER) & valid)
+    best = np.zeros(n, np.int64)
+    if several.size:
+        rows, column = np.nonzero(found[several] < NEVER)
+        rows = several[rows]
+        own, choice = m.take(rows), _choice(columns[:, rows, column])
+        alone = np.full((n, FINALISTS), NEVER)
+        alone[rows, column] = keys(_alone(g, choice, r, own), cost.work(g, choice, r, own))
+        best = np.where(np.isin(np.arange(n), several), alone.argmin(axis=1), 0)
+    return _choice(columns[:, np.arange(n), best]), valid
 
 
-def _alone(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> int:
-    return Estimator(machine).run(Scheduled(g, m, r, "image", "output", ("operand",) * g.operands))
+def _choice(columns: npt.NDArray[np.float64]) -> Choice:
+    values: dict[str, Any] = dict(zip(FIELDS, columns, strict=True))
+    values["tiling"] = values["tiling"].astype(np.int64)
+    for name in ("groups_outer", "output_stationary", "im2col"):
+        values[name] = values[name] > 0
+    return Choice(**values)
+
+
+def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, found: Any) -> None:
+    """Fill in the finalists of each machine: their fields, and their keys (NEVER where there are fewer)."""
+    parts = list(candidates.lattice(g, r, m, free))
+    tables, shapes = [], []
+    for part in parts:
+        own = m.take(part.rows).shaped(candidates.AXES)
+        w = cost.work(g, part.choice, r, own)
+        key = np.where(part.fits, keys(w.cycles(own), w), NEVER)
+        key = np.broadcast_to(key, (len(part.rows), *key.shape[1:]))
+        whole = np.full((len(m), key[0].size), NEVER)
+        whole[part.rows] = key.reshape(len(part.rows), -1)
+        tables.append(whole)
+        shapes.append(key.shape)
+    if not tables:
+        return
+    table = np.concatenate(tables, axis=1)
+    starts = np.cumsum([0, *(t.shape[1] for t in tables)])
+    row = np.arange(len(m))
+    position = np.zeros(len(m), np.int64)
+    position_in = [np.zeros(len(m), np.int64) for _ in parts]
+    for k, part in enumerate(parts):
+        position_in[k][part.rows] = np.arange(len(part.rows))
+    for f in range(FINALISTS):
+        position = table.argmin(axis=1)
+        found[:, f] = table[row, position]
+        table[row, position] = NEVER
+        some = found[:, f] < NEVER
+        if not some.any():
+            return
+        for k, part in enumerate(parts):
+            mine = np.flatnonzero(some & (position >= starts[k]) & (position < starts[k + 1]))
+            if not mine.size:
+                continue
+            shape = shapes[k]
+            index = np.unravel_index(position[mine] - starts[k], shape[1:])
+            at = (position_in[k][mine], *index)
+            for i, name in enumerate(FIELDS):
+                value = np.broadcast_to(np.asarray(getattr(part.choice, name)), shape)
+                columns[i, mine, f] = value[at]
+
+
+def _alone(g: Geometry, c: Choice, r: Residency, m: Machines) -> Values:
+    flow = Flow(m)
+    return np.round(flow.layer(g.kind, visits(g, c, r, m), "image", "output", ("operand",) * g.operands))
+
+
+def mapping(g: Geometry, c: Choice, i: int) -> Mapping:
+    """The i-th of the mappings as the compiler wants it."""
+    t = int(c.tiling[i])
+    if g.kind in WINDOW_KINDS:
+        h, w = int(tilings(g).tile_h[t]), int(tilings(g).tile_w[t])
+    else:
+        h, w = int(chunks(g).tile_h[t]), 1
+    return Mapping(
+        h, w, int(c.group[i]), bool(c.groups_outer[i]), int(c.step_h[i]), int(c.step_w[i]),
+        bool(c.output_stationary[i]), bool(c.im2col[i]), int(c.part_rows[i]), int(c.part_channels[i]),
+    )  # fmt: skip

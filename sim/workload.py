@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from qcompiler.sim.integer_program import (
     Add,
@@ -46,6 +47,7 @@ from qcompiler.sim.reference import pool_counts
 
 MATRIX_KINDS = ("conv", "matmul")
 MAX_WINDOW = 255  # taps of a window along an axis
+NO_BREAKS: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Geometry:
     tables, operands: look-ups fused (tables of a table layer), and tensors read beside the image (a residual, an
     addend, matmul's b).
     loops: of an element-wise operation (`broadcast_loops`), or the two image rows under each row of a resize.
-    boxes: of a move (`moves.boxes`). records: different scales of a pool (one for each count it averages over).
+    boxes: of a move (`moves.boxes`). records: different scales of a pool (one for each count it averages over); of an
+    element-wise operation, 1 where it is a product. breaks: output rows and columns of a pool before which the count
+    changes.
     record_bytes: of the vector unit's parameters for one channel. transposed: matmul's b is [N, K].
     """
 
@@ -77,6 +81,7 @@ class Geometry:
     records: int = 0
     record_bytes: int = 8
     transposed: bool = False
+    breaks: tuple[tuple[int, ...], tuple[int, ...]] = NO_BREAKS
 
     @property
     def reduction(self) -> int:
@@ -198,6 +203,11 @@ def geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
     return dataclasses.replace(g, record_bytes=RoundingCode[requantize.rounding].record_bytes)
 
 
+def _changes(counts: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """Rows that differ from the one before."""
+    return tuple((np.flatnonzero((counts[1:] != counts[:-1]).any(axis=1)) + 1).tolist())
+
+
 def _geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
     if isinstance(op, Conv2d):
         image, out = nhwc(shapes[0]), nhwc(output)
@@ -212,11 +222,12 @@ def _geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
         return Geometry("matmul", (math.prod(batch), m, 1, k), (math.prod(batch), m, 1, n), operands=1,
                         transposed=op.transpose_b)  # fmt: skip
     if isinstance(op, (MaxPool2d, AveragePool2d)):
-        records = 0
+        records, breaks = 0, NO_BREAKS
         if isinstance(op, AveragePool2d):
-            records = len(np.unique(np.maximum(pool_counts(op, nhwc(shapes[0]), nhwc(output)), 1)))
+            counts = np.maximum(pool_counts(op, nhwc(shapes[0]), nhwc(output))[0, :, :, 0], 1)
+            records, breaks = len(np.unique(counts)), (_changes(counts), _changes(counts.T))
         return Geometry("pool", nhwc(shapes[0]), nhwc(output), op.kernel, op.stride, op.dilation, op.padding,
-                        records=records)  # fmt: skip
+                        records=records, breaks=breaks)  # fmt: skip
     if isinstance(op, Mean):
         image, out, kernel = mean_as_pool(op.axes, shapes[0])
         return Geometry("pool", image, out, kernel, (kernel[0], 1), records=1)
@@ -225,7 +236,7 @@ def _geometry(op: Operation, shapes: list[Shape], output: Shape) -> Geometry:
     if isinstance(op, (Add, Mul)):
         loops = broadcast_loops(shapes, output)
         return Geometry("elementwise", _rows(output), _rows(output), operands=1, loops=loops,
-                        record_bytes=ADD_RECORD_BYTES)  # fmt: skip
+                        records=int(isinstance(op, Mul)), record_bytes=ADD_RECORD_BYTES)  # fmt: skip
     if isinstance(op, (Softmax, LayerNorm)):
         return Geometry("softmax" if isinstance(op, Softmax) else "layer_norm", _rows(shapes[0]), _rows(output))
     if isinstance(op, ResizeLinear):

@@ -14,11 +14,9 @@ from qcompiler.sim import isa
 from qcompiler.sim.integer_program import Add, LayerNorm, Mul, ResizeLinear, Softmax, Table
 from qcompiler.sim.isa import Queue, Space
 from qcompiler.sim.isa.post import TABLE_BYTES, RoundingCode, encode_add_record, encode_records
+from qcompiler.sim.loops import MAX_WIDTH, nest
 from qcompiler.sim.mapping import Mapping, cut, resize_rows
 from qcompiler.sim.workload import Layer
-
-MAX_WIDTH = 65535
-Loop = tuple[int, int, int, int]  # trips, strides of a, b and the output
 
 
 def _slice(context: Context, place: Place, slot: str, start: int, size: int) -> Place:
@@ -33,36 +31,6 @@ def _out(context: Context, place: Place, start: int) -> Place:
 def _drain(context: Context, source: Place, target: Place, start: int, size: int) -> None:
     if not target.resident:
         context.store(source, target, start, 1, size, size)
-
-
-def _nest(loops: list[Loop], lanes: int) -> list[tuple[tuple[int, int, int], Loop, Loop, Loop]]:
-    """Loops as instructions: ``(start offsets of a, b, out; row loop, pixel loop, width loop)``.
-
-    Outer loops beyond two, and widths beyond an operand's range, become several instructions.
-    """
-    *outer, inner = loops
-    pieces: list[tuple[tuple[int, int, int], list[Loop]]] = []
-    if inner[0] > MAX_WIDTH:
-        width = MAX_WIDTH // lanes * lanes
-        whole = inner[0] // width
-        (n, a, b, o) = inner
-        pieces.append(((0, 0, 0), [*outer, (whole, width * a, width * b, width * o), (width, a, b, o)]))
-        if n % width:
-            done = whole * width
-            pieces.append(((done * a, done * b, done * o), [*outer, (n % width, a, b, o)]))
-    else:
-        pieces.append(((0, 0, 0), loops))
-    found = []
-    for start, nest in pieces:
-        if len(nest) > 1 and max(nest[-2][1:]) > MAX_WIDTH:  # the pitch of a pixel is short, that of a row long
-            nest = [*nest[:-1], (1, 0, 0, 0), nest[-1]]
-        nest = [(1, 0, 0, 0)] * (3 - len(nest)) + nest
-        extra, kept = nest[:-3], nest[-3:]
-        for index in np.ndindex(*(loop[0] for loop in extra)):
-            at = tuple(s + sum(i * loop[k + 1] for i, loop in zip(index, extra, strict=True))
-                       for k, s in enumerate(start))  # fmt: skip
-            found.append(((at[0], at[1], at[2]), kept[0], kept[1], kept[2]))
-    return found
 
 
 def binary(context: Context, layer: Layer, m: Mapping) -> None:
@@ -95,7 +63,7 @@ def binary(context: Context, layer: Layer, m: Mapping) -> None:
         chunk = [(count, *loops[0][1:], strides[0])] + [
             (n, sa, sb, so) for (n, sa, sb), so in zip(loops[1:], strides[1:], strict=True)
         ]
-        for (oa, ob, oo), rows, pixels, width in _nest(chunk, context.machine.vector.lanes):
+        for (oa, ob, oo), rows, pixels, width in nest(chunk, context.machine.vector.lanes):
             common: dict[str, Any] = {
                 "out_h": rows[0], "out_w": pixels[0], "width": width[0],
                 "a_address": pa.address + oa, "a_row_pitch": rows[1], "a_pixel_pitch": pixels[1],
@@ -125,7 +93,7 @@ def table(context: Context, layer: Layer, m: Mapping) -> None:
         parameters = context.load_parameters(context.constant(op.table.tobytes()), TABLE_BYTES)
 
         def shared(source: Place, target: Place, size: int) -> None:
-            for (at, _, _), rows, pixels, width in _nest([(size, 1, 1, 1)], context.machine.vector.lanes):
+            for (at, _, _), rows, pixels, width in nest([(size, 1, 1, 1)], context.machine.vector.lanes):
                 look_up = isa.Table(
                     out_h=rows[0], out_w=pixels[0], width=width[0], in_address=source.address + at,
                     in_row_pitch=rows[1], in_pixel_pitch=pixels[1], out_address=target.address + at,

@@ -8,7 +8,7 @@ the queues. The result computes exactly what the integer program defines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,17 +17,18 @@ from qcompiler.codegen.npu.context import Context, Place, Slots
 from qcompiler.codegen.npu.hazards import Arena
 from qcompiler.codegen.npu.partition import partition
 from qcompiler.sim.errors import TargetError
-from qcompiler.sim.estimate import Scheduled
+from qcompiler.sim.evaluate import schedule
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.integer_program import IntegerProgram
 from qcompiler.sim.isa import Halt, Space
 from qcompiler.sim.mapping import Mapping, Residency, slot_bytes
 from qcompiler.sim.network import Network, layers_of, network
 from qcompiler.sim.program import Layer as LayerInfo
 from qcompiler.sim.program import NpuProgram, Port
-from qcompiler.sim.residency import Misfit, decide
-from qcompiler.sim.search import search
-from qcompiler.sim.workload import Geometry, Layer
+from qcompiler.sim.residency import misfit
+from qcompiler.sim.search import mapping
+from qcompiler.sim.workload import Layer
 
 LOWER: dict[str, Callable[[Context, Layer, Mapping], None]] = {
     "conv": matrix.lower, "matmul": matrix.lower, "depthwise": vector.depthwise, "pool": vector.pool,
@@ -55,13 +56,6 @@ class Plan:
     main: dict[str, int]
     main_bytes: int
 
-    def schedule(self) -> list[Scheduled]:
-        """The layers as the closed form of `sim.estimate` wants them."""
-        return [
-            Scheduled(y.geometry, m, r, y.reads[0], y.output, y.reads[1:])
-            for y, m, r in zip(self.network.layers, self.mappings, self.residencies, strict=True)
-        ]
-
 
 def plan(program: IntegerProgram, machine: Machine) -> Plan:
     """Choose residency, mappings and addresses. Raises TargetError for what the machine cannot run or hold."""
@@ -70,26 +64,25 @@ def plan(program: IntegerProgram, machine: Machine) -> Plan:
     if refusal:
         raise TargetError(refusal)
     layers, roots = layers_of(program)
-    decision = decide(net, machine)
-    if isinstance(decision, Misfit):
-        raise TargetError(f"layer {decision.layer!r} does not fit machine {machine.name!r}: {decision.reason}")
-    activation = dict(decision.layout.addresses)
-    mappings: list[Mapping] = []
-    searched: dict[tuple[Geometry, Residency], Mapping | None] = {}
-    for i, (layer, r) in enumerate(zip(layers, decision.residencies, strict=True)):
-        if (layer.geometry, r) not in searched:
-            searched[layer.geometry, r] = search(layer.geometry, r, machine)
-        m = searched[layer.geometry, r]
-        assert m is not None, layer.name
+    decided = schedule(net, Machines.of([machine]))
+    if decided.decisions.misfits:
+        raise TargetError(misfit(net, machine, decided.decisions.misfits[0]))
+    layout, size = decided.decisions.layouts[0], machine.activation_memory.size_bytes
+    activation, residencies, mappings = dict(layout.addresses), [], []
+    for i, serving in enumerate(decided.layers):
+        k, _, where = serving[0]
+        case = decided.cases[k]
+        address, room = layout.gap(i, size)
+        m, r = mapping(case.geometry, case.choice, int(where[0])), replace(case.residency, free_bytes=room)
         mappings.append(m)
-        address, room = decision.layout.gap(i, machine.activation_memory.size_bytes)
+        residencies.append(r)
         end = address + room
-        for operand, size in slot_bytes(layer.geometry, m, r, machine).items():
+        for operand, slot in slot_bytes(case.geometry, m, r, machine).items():
             activation[f"{i}:{operand}"] = address
-            address += 2 * size
-        assert address <= end, layer.name
-    main, main_bytes = decision.layout.outside(machine.main_memory.burst_bytes)
-    return Plan(net, layers, mappings, decision.residencies, roots, activation, main, max(main_bytes, 1))
+            address += 2 * slot
+        assert address <= end, layers[i].name
+    main, main_bytes = layout.outside(machine.main_memory.burst_bytes)
+    return Plan(net, layers, mappings, residencies, roots, activation, main, max(main_bytes, 1))
 
 
 def compile_npu(program: IntegerProgram, machine: Machine, host_fallback: bool = False) -> NpuProgram:

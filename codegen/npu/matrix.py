@@ -250,9 +250,11 @@ class _Lowering:
         if problem.operand is not None:
             operand = TilePixels(context, problem.operand, self.g, tile, first, last).open("operand")
             operand.fill()
+        # Ragged steps take as much: uneven pieces of a ring would wait for two that came before.
+        room = self.m.step_h * self.m.step_w
         for step in mapping.steps(tile, self.m):
             for i, (conv_group, channel, width) in enumerate(group):
-                accumulators = context.accumulators.take("accumulators", step.pixels)
+                accumulators = context.accumulators.take("accumulators", room)
                 for index, part in enumerate(self.parts):
                     weight = weights[i] if weights else problem.load([group[i]], index)[0]
                     self.multiply(step, staged, conv_group, width, weight, part, accumulators)

@@ -22,8 +22,8 @@ def test_a_machine_that_runs_a_network_and_one_that_does_not() -> None:
     found = evaluate([network(program)], [EDGE, tiny], TABLE)
     assert found.feasible.tolist() == [True, False]
     assert found.reasons[1] == (
-        "layer 'op3' of 'random' does not fit: the smallest double-buffered tile needs 304 bytes of activation memory, "
-        "4 more than the 300 that are free"
+        "network 'random': layer 'op3' does not fit machine 'micro-8x8': the smallest double-buffered tile needs 304 "
+        "bytes of activation memory, 4 more than the 300 that are free"
     )
     simulated = simulate(compile_npu(program, EDGE)).cycles
     assert abs(found.cycles[0, 0] - simulated) <= 0.02 * simulated
