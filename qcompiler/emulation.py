@@ -6,7 +6,6 @@ The static library is linked with a small C program that reads inputs from a pip
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.artifact import Artifact
+from qcompiler.codegen.host import host_architecture
 from qcompiler.data import fit
 from qcompiler.sim.errors import ArtifactError, TargetError
 
@@ -27,16 +27,23 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Emulator:
-    """Programs and the Debian packages that hold them."""
+    """Programs, the Debian packages that hold them, and the core to be: one that has every level of the targets."""
 
     command: str
     compiler: str
     packages: tuple[str, ...]
+    cpu: str
 
 
 EMULATORS = {
     "aarch64": Emulator(
-        "qemu-aarch64", "aarch64-linux-gnu-gcc", ("qemu-user", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross")
+        "qemu-aarch64", "aarch64-linux-gnu-gcc", ("qemu-user", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"), "max"
+    ),
+    "armv7l": Emulator(
+        "qemu-arm",
+        "arm-linux-gnueabihf-gcc",
+        ("qemu-user", "gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"),
+        "cortex-a15",
     ),
 }
 """By the machine word of `uname -m`."""
@@ -75,7 +82,7 @@ int main(void) {{
 
 def emulates(architecture: str) -> bool:
     """Whether artefacts of that architecture are emulated here rather than loaded."""
-    return architecture != platform.machine() and architecture in EMULATORS
+    return architecture != host_architecture() and architecture in EMULATORS
 
 
 def missing_tool(architecture: str) -> str | None:
@@ -89,21 +96,22 @@ def missing_tool(architecture: str) -> str | None:
 class Model:
     """Runs the artefact in an emulated process that lives as long as this object.
 
-    cpu: which of qemu's cores to be (`qemu-aarch64 -cpu help`); by default one that has everything.
+    cpu: which of qemu's cores to be (`qemu-aarch64 -cpu help`); by default one that has every level.
     Raises TargetError when qemu or the cross compiler is missing.
     """
 
-    def __init__(self, artifact: Artifact, cpu: str = "max") -> None:
+    def __init__(self, artifact: Artifact, cpu: str = "") -> None:
         self.artifact, manifest = artifact, artifact.manifest
         tool = missing_tool(manifest.architecture)
         if tool is not None:
             packages = " ".join(EMULATORS[manifest.architecture].packages) if emulates(manifest.architecture) else ""
             raise TargetError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); running it "
-                f"on {platform.machine()} needs {tool}, which is not on the PATH"
+                f"on {host_architecture()} needs {tool}, which is not on the PATH"
                 + (f" (on Debian: apt-get install {packages})" if packages else "")
             )
         emulator = EMULATORS[manifest.architecture]
+        cpu = cpu or emulator.cpu
         self.emulator = f"{emulator.command} -cpu {cpu}"
         self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-")
         program = Path(self._folder.name) / "runner"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.artifact import Artifact, open_artifact
+from qcompiler.codegen.host import host_architecture
 from qcompiler.sim.errors import ArtifactError, TargetError
 from qcompiler.sim.tensor import Tensor
 
@@ -46,13 +46,13 @@ class Model:
                 f"{artifact.directory} was compiled for {manifest.target}, which is simulated; "
                 f"`qcompiler simulate {artifact.directory} --input DATA` runs it"
             )
-        if manifest.architecture != platform.machine():
+        if manifest.architecture != host_architecture():
             from qcompiler.emulation import emulates
 
             emulated = f", or emulate it: `qcompiler run {artifact.directory} --input DATA`"
             raise ArtifactError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); this "
-                f"machine is {platform.machine()}. Compile with a target of this machine (`qcompiler targets`) "
+                f"machine is {host_architecture()}. Compile with a target of this machine (`qcompiler targets`) "
                 f"to run it here{emulated if emulates(manifest.architecture) else ''}"
             )
         self._library, self._prefix = _open_library(artifact.path("model.so", verify)), manifest.name

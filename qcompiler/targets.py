@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qcompiler.artifact import Artifact
+from qcompiler.codegen.host import host_architecture
 from qcompiler.sim.errors import TargetError, did_you_mean
 from qcompiler.sim.integer_program import IntegerProgram
 
@@ -75,7 +75,7 @@ def known_targets() -> list[Listed]:
     from qcompiler.microcontroller import missing_to_run
     from qcompiler.sim import hardware
 
-    here = platform.machine()
+    here = host_architecture()
     cpus = [
         Listed(name, target.description, target.architecture == here and target.supported_here())
         for name, target in CPU_TARGETS.items()
@@ -127,7 +127,7 @@ class CpuBackend:
 
     @property
     def macs_to_measure(self) -> float:
-        return 100e9 if self.architecture == platform.machine() else 50e6
+        return 100e9 if self.architecture == host_architecture() else 50e6
 
     @property
     def architecture(self) -> str:
@@ -145,7 +145,7 @@ class CpuBackend:
         )
 
     def executor(self, artifact: Artifact) -> Execute | None:
-        if self.architecture != platform.machine():
+        if self.architecture != host_architecture():
             from qcompiler import emulation
 
             return emulation.Model(artifact).run if emulation.missing_tool(self.architecture) is None else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcompiler.codegen.cpu.isa.amx import AMX
 from qcompiler.codegen.cpu.isa.arm import ARM_LEVELS, DOTPROD, I8MM, NEON
+from qcompiler.codegen.cpu.isa.armv7 import NEON32
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
+from qcompiler.codegen.host import host_architecture
 from qcompiler.sim.errors import TargetError, did_you_mean
 
 
@@ -30,7 +31,7 @@ class CpuTarget:
 
     def supported_here(self) -> bool:
         """Whether this machine can run the library: its architecture, and at least one of the levels."""
-        return self.architecture == platform.machine() and any(runs_here(level) for level in self.levels)
+        return self.architecture == host_architecture() and any(runs_here(level) for level in self.levels)
 
 
 @functools.cache
@@ -78,6 +79,10 @@ CPU_TARGETS: dict[str, CpuTarget] = {
         _aarch64("i8mm", "AArch64 with SMMLA (Armv8.6 and later)", I8MM),
         _aarch64("dotprod", "AArch64 with SDOT (Armv8.2 and later)", DOTPROD),
         _aarch64("neon", "any AArch64 (Armv8.0)", NEON),
+        CpuTarget(
+            "armv7:neon", "32-bit Armv7-A Linux with NEON and VFPv4 (Cortex-A7, A15 and later)", (NEON32,), "armv7l",
+            "arm-linux-gnueabihf-gcc",
+        ),
         *(_aarch64(c, f"the core's level, {level.name}", level) for level, cores in _CORES.items() for c in cores),
     )
 }  # fmt: skip

@@ -61,6 +61,21 @@ int qc_cpu_permit(uint64_t features) {
     return 1;
 }
 
+#elif defined(__arm__)
+#include <sys/auxv.h>
+
+/* Bits of AT_HWCAP of 32-bit ARM. Source: Linux, arch/arm/include/uapi/asm/hwcap.h. */
+uint64_t qc_cpu_features(void) {
+    enum { NEON = 1 << 12, VFPV4 = 1 << 16 };
+    unsigned long words = getauxval(AT_HWCAP);
+    return (words & NEON ? QC_CPU_NEON : 0) | (words & VFPV4 ? QC_CPU_VFPV4 : 0);
+}
+
+int qc_cpu_permit(uint64_t features) {
+    (void)features;
+    return 1;
+}
+
 #else
 
 uint64_t qc_cpu_features(void) { return 0; }

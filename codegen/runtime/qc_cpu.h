@@ -19,4 +19,7 @@
 #define QC_CPU_ASIMDDP (1ull << 33)
 #define QC_CPU_I8MM (1ull << 34)
 
+#define QC_CPU_NEON (1ull << 40)
+#define QC_CPU_VFPV4 (1ull << 41)
+
 #endif

@@ -48,7 +48,16 @@ class Neon(VectorInstructionSet):
         return [(*self.operand(quads[0], lanes), "int8", 4 * lanes)]
 
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
-        return (shuffle([quads], [4 * lane + i for pair in (0, 2) for lane in range(lanes) for i in (pair, pair + 1)]),)
+        pairs = bits(quads, f"int16x{2 * lanes}")
+        order = [2 * lane + pair for pair in (0, 1) for lane in range(lanes)]
+        return (bits(shuffle([pairs], order), f"int8x{4 * lanes}"),)
+
+    def interleaved_operands(self, rows: Sequence[Expr], lanes: int) -> list[tuple[Expr, ...]]:
+        count, operands = 4 * lanes, []
+        for half in (False, True):
+            first, second = (unpack(rows[i], rows[i + 1], 1, half, count) for i in (0, 2))
+            operands += [(unpack(first, second, 8, quarter, count),) for quarter in (False, True)]
+        return operands
 
     def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
         # A loop: side by side, LLVM's scheduler would make all products of a run before it adds the first of them.
@@ -68,7 +77,7 @@ class Neon(VectorInstructionSet):
 
     def dot(self, acc: Expr, operand: tuple[Expr, ...], weights: tuple[Expr, ...], lanes: int) -> Expr:
         low, high = self._products(operand[0], weights[0])
-        return self._add_pairs(acc, low + high)
+        return self.add_pairs(acc, low + high)
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
@@ -76,14 +85,18 @@ class Neon(VectorInstructionSet):
         if constant_weights:
             return [self.dot(acc[0], operand, weights, LANES)]
         low, high = self._products(operand[0], weights[0])
-        return [self._add_pairs(self._add_pairs(acc[0], low), high)]
+        return [self.add_pairs(self.add_pairs(acc[0], low), high)]
 
     def _products(self, a: Expr, b: Expr) -> list[Expr]:
         """The 16 products of two byte vectors, as two int16 vectors."""
         halves = ([shuffle([v], half) for v in (a, b)] for half in (range(8), range(8, 16)))
-        return [intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", *half) for half in halves]
+        return [self.multiply_bytes(*half) for half in halves]
 
-    def _add_pairs(self, acc: Expr, words: Expr) -> Expr:
+    def multiply_bytes(self, a: Expr, b: Expr) -> Expr:
+        """Eight products of bytes, as int16."""
+        return intrinsic("llvm.aarch64.neon.smull.v8i16", "int16x8", a, b)
+
+    def add_pairs(self, acc: Expr, words: Expr) -> Expr:
         """``acc`` plus the sums of neighbouring int16, in int32."""
         return acc + intrinsic("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32x4", words)
 
@@ -133,6 +146,9 @@ class Dotprod(Neon):
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         return (quads,)
 
+    def interleaved_operands(self, rows: Sequence[Expr], lanes: int) -> list[tuple[Expr, ...]]:
+        return VectorInstructionSet.interleaved_operands(self, rows, lanes)
+
     def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
         runs = [e.bind(bits(load(x, at[0], 16), "int32x4"), "int32x4") for at in groups]
         for unit in range(units):
@@ -180,7 +196,7 @@ class I8mm(Dotprod):
         return self.fold(acc)  # its own inverse
 
 
-_TRIPLE = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
+_TRIPLE = {"kind": "llvm", "mtriple": "aarch64-unknown-linux-gnu"}
 NEON = Neon(
     name="neon",
     vector_bytes=16,

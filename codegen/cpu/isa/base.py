@@ -179,11 +179,15 @@ class VectorInstructionSet(InstructionSet):
         """
         dtype = f"float32x{lanes}"
         half = splat(addend, "float32", lanes)
-        candidate = intrinsic("llvm.floor", dtype, intrinsic("llvm.fma", dtype, acc, scale, half))
+        candidate = self.floor(intrinsic("llvm.fma", dtype, acc, scale, half), lanes)
         distance = intrinsic("llvm.fma", dtype, acc, scale, half - candidate)
         one = splat(1.0, "float32", lanes)
         zero = splat(0.0, "float32", lanes)
         return candidate - tirx.Select(distance < zero, one, zero)
+
+    def floor(self, value: Expr, lanes: int) -> Expr:
+        """float32 rounded down to an integer; exact below 2**22 in magnitude, of the right sign and far out above."""
+        return intrinsic("llvm.floor", f"float32x{lanes}", value)
 
     def floor_fma_int(self, acc: Expr, scale: Expr, addend: Expr, lanes: int, bounded: bool) -> Expr:
         """`floor_fma` as int32. bounded: no result leaves int32; otherwise it is clamped to +-2**20 first."""
