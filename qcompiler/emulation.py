@@ -48,9 +48,11 @@ EMULATORS = {
 }
 """By the machine word of `uname -m`."""
 
+LEVEL_BYTES = 32  # the name of the instruction set, which the runner writes before anything else
 RUNNER = """\
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "model.h"
 
 static int transfer(int (*move)(void *, size_t), void *const *buffers, const size_t *sizes, int count) {{
@@ -64,6 +66,11 @@ static int give(void *data, size_t bytes) {{ return fwrite(data, 1, bytes, stdou
 int main(void) {{
     static const size_t input_bytes[] = {{{inputs}}}, output_bytes[] = {{{outputs}}};
     void *in[{input_count}], *out[{output_count}], *workspace = malloc({workspace});
+    char level[{level_bytes}] = {{0}};
+    const char *isa = {prefix}_isa();
+    if (isa != NULL) strncpy(level, isa, sizeof level - 1);
+    give(level, sizeof level);
+    fflush(stdout);
     for (int i = 0; i < {input_count}; i++) in[i] = malloc(input_bytes[i]);
     for (int i = 0; i < {output_count}; i++) out[i] = malloc(output_bytes[i]);
     while (transfer(take, in, input_bytes, {input_count})) {{
@@ -96,6 +103,7 @@ def missing_tool(architecture: str) -> str | None:
 class Model:
     """Runs the artefact in an emulated process that lives as long as this object.
 
+    isa: the instruction set that the library chose, "" if the core has none of those inside.
     cpu: which of qemu's cores to be (`qemu-aarch64 -cpu help`); by default one that has every level.
     Raises TargetError when qemu or the cross compiler is missing.
     """
@@ -121,13 +129,15 @@ class Model:
             [emulator.command, "-cpu", cpu, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, env={k: v for k, v in os.environ.items() if k != "QCOMPILER_ISA"},
         )  # fmt: skip
+        assert self._process.stdout is not None
+        self.isa: str = self._process.stdout.read(LEVEL_BYTES).rstrip(b"\0").decode()
 
     def _link(self, compiler: str, program: Path) -> None:
         manifest = self.artifact.manifest
         source = program.with_suffix(".c")
         source.write_text(
             RUNNER.format(
-                prefix=manifest.name, workspace=manifest.workspace_bytes,
+                prefix=manifest.name, workspace=manifest.workspace_bytes, level_bytes=LEVEL_BYTES,
                 input_count=len(manifest.inputs), inputs=", ".join(str(t.bytes) for t in manifest.inputs),
                 output_count=len(manifest.outputs), outputs=", ".join(str(t.bytes) for t in manifest.outputs),
             ),
