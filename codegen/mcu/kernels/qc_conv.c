@@ -4,7 +4,7 @@
 /* Gathers the terms of output position (oy, ox) of group g. Outside the image lies the zero point. */
 static void gather(const qc_conv_t *d, const int8_t *image, int32_t g, int32_t oy, int32_t ox, qc_column_t *column,
                    int32_t columns) {
-    int32_t width = d->in_c / d->groups, k = 0, zero = d->input_zero;
+    int32_t width = d->groups == 1 ? d->in_c : d->in_c / d->groups, k = 0, zero = d->input_zero;
     int32_t ix = ox * d->stride_w - d->pad_left;
     image += g * width;
     for (int32_t i = 0; i < d->kernel_h; i++) {
@@ -42,31 +42,38 @@ static void finish(const qc_conv_t *d, int32_t acc, int32_t channel, const int8_
 }
 
 /* One or two neighbouring positions, `count` channels from `channel`. */
-static void outputs(const qc_conv_t *d, const int8_t *weight, const qc_column_t *column, int32_t columns,
-                    int32_t channel, int32_t count, const int8_t *other, int8_t *y) {
+static void outputs(const qc_conv_t *d, const int8_t *weight, qc_column_t *scratch, int32_t columns, int32_t channel,
+                    int32_t count, const int8_t *other, int8_t *y) {
     const qc_requantize_t *r = &d->requantize;
-    const int32_t *bias = d->bias + channel;
     int plain = r->slow == NULL && d->add == NULL && r->minimum == -128 && r->maximum == 127;
-    int32_t offset = 2 * r->zero_point + 1;
-    for (; count > 0; count -= 4, channel += 4, bias += 4, weight += 4 * d->k, y += 4, other += 4) {
-        int32_t acc[8];
-        if (columns == 2)
-            qc_dot_2(weight, column, d->k, bias, acc);
-        else
-            qc_dot_1(weight, column, d->k, bias, acc);
-        if (plain && columns == 2 && count >= 4) {
-            for (int32_t c = 0; c < 4; c++) {
-                int32_t multiplier = r->multiplier[channel + c], shift = r->shift[channel + c];
-                y[c] = (int8_t)qc_clamp(qc_asr(qc_asr(qc_mulhi(acc[c], multiplier), shift) + offset, 1), -128, 127);
-                y[c + d->out_c] =
-                    (int8_t)qc_clamp(qc_asr(qc_asr(qc_mulhi(acc[c + 4], multiplier), shift) + offset, 1), -128, 127);
-            }
-        } else {
-            for (int32_t c = 0; c < 4 && c < count; c++)
-                for (int32_t p = 0; p < columns; p++)
-                    finish(d, acc[4 * p + c], channel + c, other + p * d->out_c + c, y + p * d->out_c + c);
-        }
+#ifdef QC_DSP
+    if (plain && count >= 4) {
+        int32_t fours = count & ~3;
+        qc_quick_t arguments = {
+            weight, scratch, scratch + columns * d->k, d->bias + channel, r->multiplier + channel, r->shift + channel,
+            y, y + fours, d->out_c, 2 * r->zero_point + 1, 4 * d->k - 8, d->k & 8};
+        (columns == 2 ? qc_quick_2 : qc_quick_1)(&arguments);
+        weight += fours * d->k, channel += fours, count -= fours, other += fours, y += fours;
     }
+#endif
+    for (; count > 0; count -= 4, channel += 4, weight += 4 * d->k, y += 4, other += 4)
+        for (int32_t p = 0; p < columns; p++) {
+            int32_t acc[4], at = p * d->out_c;
+            qc_dot(weight, qc_column(scratch, p, d->k), columns, d->k, d->bias + channel, acc);
+            if (plain && count >= 4) {
+                int32_t offset = 2 * r->zero_point + 1;
+                const int32_t *multiplier = r->multiplier + channel;
+                const int8_t *shift = r->shift + channel;
+                int8_t v0 = qc_saturate(qc_asr(qc_mulhi(acc[0], multiplier[0]), shift[0]) + offset);
+                int8_t v1 = qc_saturate(qc_asr(qc_mulhi(acc[1], multiplier[1]), shift[1]) + offset);
+                int8_t v2 = qc_saturate(qc_asr(qc_mulhi(acc[2], multiplier[2]), shift[2]) + offset);
+                int8_t v3 = qc_saturate(qc_asr(qc_mulhi(acc[3], multiplier[3]), shift[3]) + offset);
+                y[at] = v0, y[at + 1] = v1, y[at + 2] = v2, y[at + 3] = v3;
+            } else {
+                for (int32_t c = 0; c < 4 && c < count; c++)
+                    finish(d, acc[c], channel + c, other + at + c, y + at + c);
+            }
+        }
 }
 
 void qc_conv(const qc_conv_t *d, const int8_t *x, const int8_t *other, int8_t *y, void *scratch) {

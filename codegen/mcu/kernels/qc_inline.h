@@ -29,6 +29,18 @@ static inline int32_t qc_mulhi(int32_t a, int32_t b) {
     return (int32_t)qc_asr64((int64_t)a * b, 32);
 }
 
+/* x / 2 rounded down, clamped to int8. */
+static inline int8_t qc_saturate(int32_t x) {
+#ifdef QC_DSP
+    int32_t result;
+    __asm__("ssat %0, #8, %1, asr #1" : "=r"(result) : "r"(x));
+    return (int8_t)result;
+#else
+    x = qc_asr(x, 1);
+    return (int8_t)(x < -128 ? -128 : x > 127 ? 127 : x);
+#endif
+}
+
 static inline int32_t qc_clamp(int32_t x, int32_t low, int32_t high) {
     return x < low ? low : x > high ? high : x;
 }
