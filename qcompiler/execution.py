@@ -103,10 +103,23 @@ def run_samples(
     print(f"latency   {how}")
     if not profile and profile_csv is None:
         return
+<<<<<<< HEAD
     if model is None:
         print("profile   none: an emulated step has no time")
     else:
         _profile(model, threads, by_time, profile_csv)
+=======
+    if model is not None:
+        _print_profile(model)
+        return
+    from qcompiler import microcontroller
+
+    target = microcontroller.target_of(artifact)
+    if target is not None and target.board is not None:
+        microcontroller.print_profile(artifact, next(iter(samples)))
+    else:
+        print("profile   none: an emulated step has no time")
+>>>>>>> 81a4cb3 (feat(mcu): qcompiler run --profile counts instructions of an emulated core; Helium requantisation)
 
 
 def _foreign(artifact: Artifact) -> Callable[[], ForeignModel] | None:

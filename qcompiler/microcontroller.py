@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from qcompiler.artifact import Artifact
 from qcompiler.codegen.mcu.build import McuReport, build, missing_tool
-from qcompiler.codegen.mcu.example import around_model, board_files, qemu_command
+from qcompiler.codegen.mcu.example import BOARD, around_model, board_files, qemu_command
+from qcompiler.codegen.mcu.lower import lower
 from qcompiler.codegen.mcu.target import MCU_TARGETS, McuTarget
 from qcompiler.data import fit
 from qcompiler.progress import Progress
@@ -111,16 +112,22 @@ def target_of(artifact: Artifact) -> McuTarget | None:
     return MCU_TARGETS.get(artifact.manifest.target)
 
 
+_NANOSECONDS_LOG2 = 6  # of an instruction under qemu -icount: ticks of SysTick then count them one by one
+
+
 class Model:
     """Runs the artefact in a process that lives as long as this object: on an emulated board, or on this machine.
 
+    count: have qemu count the instructions of each step; `steps` has them after a run, in the order of `lower`.
     Raises TargetError when qemu or the compiler is missing.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, count: bool = False) -> None:
         target = target_of(artifact)
         assert target is not None
         self.artifact, self.target = artifact, target
+        self._counted = len(lower(artifact.program(), target).steps) if count and target.board else 0
+        self.steps: list[int] = []
         if (tool := missing_to_run(target)) is not None:
             packages = " ".join((*target.packages, *(("qemu-system-arm",) if target.board else ())))
             raise TargetError(
@@ -140,6 +147,8 @@ class Model:
             return
         command = qemu_command(target.board)
         self.emulator = " ".join(command[:3])
+        if self._counted:
+            command += ["-icount", f"shift={_NANOSECONDS_LOG2}"]
         for name in ("inputs", "outputs"):
             os.mkfifo(folder / name)
         # Opened for both directions, a pipe never waits for the other side; qemu's end is seen from its exit.
@@ -161,9 +170,13 @@ class Model:
             sources.append("startup.c")
             options += ["-DBOARD", "-nostartfiles", "-T", "board.ld", "-Wl,--gc-sections"]
         library = self.artifact.path("libmodel.a").resolve()
+        product = [str(library)]
+        if self._counted:
+            names = [n for n in manifest.files if n == "model.c" or (n.startswith("qc_") and n.endswith(".c"))]
+            product = [str(self.artifact.path(n).resolve()) for n in sorted(names)]
+            options += ["-O2", f"-DCOUNT={self._counted}", "-include", str(BOARD / "count.h")]
         command = [
-            f"{target.compiler}gcc", *target.flags, *options, f"-I{library.parent}", *sources, str(library), "-o",
-            "runner",
+            f"{target.compiler}gcc", *target.flags, *options, f"-I{library.parent}", *sources, *product, "-o", "runner",
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if result.returncode:
@@ -177,7 +190,11 @@ class Model:
             for t in manifest.inputs
         )
         total = sum(t.bytes for t in manifest.outputs)
-        received = self._exchange(data, total)
+        received = self._exchange(data, total + 4 * self._counted)
+        if self._counted:
+            assert self.target.board is not None
+            nanoseconds = np.frombuffer(received[total:], "<u4") * (1000 / self.target.board.clock_mhz)
+            self.steps = [round(n) for n in nanoseconds / 2**_NANOSECONDS_LOG2]
         outputs, at = {}, 0
         for tensor in manifest.outputs:
             part = received[at : at + tensor.bytes]
@@ -240,3 +257,24 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def print_profile(artifact: Artifact, sample: Mapping[str, Any]) -> None:
+    """Print how many instructions each step executes on the emulated core."""
+    target = target_of(artifact)
+    assert target is not None
+    program = artifact.program()
+    steps = lower(program, target).steps
+    with Model(artifact, count=True) as model:
+        model.run(sample)
+        counts = model.steps
+    print(f"profile   instructions of one inference, counted by {model.emulator}; a core's time is another matter")
+    titles = [
+        f"{s.call.function.removeprefix('qc_')} {s.operations[-1].name if s.operations else s.output}" for s in steps
+    ]
+    width = max(map(len, titles), default=0)
+    for title, step, count in zip(titles, steps, counts, strict=True):
+        macs = sum(program.macs(op) for op in step.operations)
+        each = f"  {count / macs:5.2f} a multiply-accumulate" if macs else ""
+        print(f"  {title:<{width}}  {count:>12,}  {count / sum(counts):6.1%}{each}")
+    print(f"  {'all':<{width}}  {sum(counts):>12,}")

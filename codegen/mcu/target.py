@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Board:
-    """A board of qemu's: where code, constants and data lie (origin, KiB each)."""
+    """A board of qemu's: the clock of its core; where code, constants and data lie (origin, KiB each)."""
 
     machine: str
+    clock_mhz: float
     code: tuple[int, int]
     constants: tuple[int, int]
     data: tuple[int, int]
@@ -50,22 +51,22 @@ MCU_TARGETS: dict[str, McuTarget] = {
         McuTarget(
             "cortex-m4", "Cortex-M4 with FPU: C and a library, DSP instructions (SMLAD)", "armv7e-m",
             flags=_core("cortex-m4", "fpv4-sp-d16"),
-            board=Board("mps2-an386", (0x00000000, 64), (0x00010000, 4032), (0x21000000, 16384)),
+            board=Board("mps2-an386", 25, (0x00000000, 64), (0x00010000, 4032), (0x21000000, 16384)),
         ),
         McuTarget(
             "cortex-m7", "Cortex-M7: C and a library, DSP instructions (SMLAD)", "armv7e-m",
             flags=_core("cortex-m7", "fpv5-sp-d16"),
-            board=Board("mps2-an500", (0x00000000, 64), (0x00010000, 4032), (0x60000000, 16384)),
+            board=Board("mps2-an500", 25, (0x00000000, 64), (0x00010000, 4032), (0x60000000, 16384)),
         ),
         McuTarget(
             "cortex-m33", "Cortex-M33: C and a library, DSP instructions (SMLAD)", "armv8-m.main",
             flags=_core("cortex-m33", "fpv5-sp-d16"),
-            board=Board("mps2-an505", (0x10000000, 64), (0x10010000, 4032), (0x80000000, 16384)),
+            board=Board("mps2-an505", 20, (0x10000000, 64), (0x10010000, 4032), (0x80000000, 16384)),
         ),
         McuTarget(
             "cortex-m55", "Cortex-M55: C and a library, Helium instructions (VMLADAV)", "armv8.1-m.main", 16, 1,
             flags=("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard"),
-            board=Board("mps3-an547", (0x00000000, 512), (0x60000000, 16384), (0x61000000, 65536)),
+            board=Board("mps3-an547", 32, (0x00000000, 512), (0x60000000, 16384), (0x61000000, 65536)),
         ),
         McuTarget(
             "c99", "portable C99 without any dependency, for every other machine", "c99", compiler="",

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from qcompiler import microcontroller
-from qcompiler.artifact import Artifact, Manifest, describe_files
+from qcompiler.artifact import PROGRAM, Artifact, Manifest, describe_files
 from qcompiler.codegen.mcu.build import build
 from qcompiler.codegen.mcu.target import MCU_TARGETS
+from qcompiler.sim import program_text
 from qcompiler.sim.integer_program import IntegerProgram
 
 
 def artifact_of(program: IntegerProgram, target: str, directory: Path) -> Artifact:
     directory.mkdir(exist_ok=True)
     report = build(program, MCU_TARGETS[target], directory)
+    (directory / PROGRAM).write_bytes(program_text.save(program))
     return Artifact(
         directory,
         Manifest(

@@ -40,6 +40,23 @@ static void complain(const char *text) {
 }
 #endif
 
+#ifdef COUNT
+/* SysTick counts down at the clock of the core; its 24 bits suffice for ten million instructions a step. */
+#define SYSTICK ((volatile uint32_t *)0xE000E010u)
+static uint32_t ticks[COUNT], before;
+void board_step(int step);
+void board_step(int step) {
+    ticks[step] = (before - SYSTICK[2]) & 0xFFFFFFu;
+    before = SYSTICK[2];
+}
+static void begin(void) {
+    SYSTICK[1] = 0xFFFFFFu; /* reload */
+    SYSTICK[2] = 0;
+    SYSTICK[0] = 5; /* on, at the core's clock */
+    before = SYSTICK[2];
+}
+#endif
+
 static unsigned char workspace[@UPPER@_WORKSPACE_BYTES];
 @BUFFERS@
 
@@ -51,6 +68,9 @@ int main(void) {
         int status;
         for (unsigned i = 0; i < @UPPER@_INPUT_COUNT; i++)
             if (!take(in[i], in_bytes[i])) return 0;
+#ifdef COUNT
+        begin();
+#endif
         status = @PREFIX@_run((const void *const *)in, out, workspace);
         if (status != @UPPER@_OK) {
             complain(@PREFIX@_error(status));
@@ -58,5 +78,8 @@ int main(void) {
         }
         for (unsigned i = 0; i < @UPPER@_OUTPUT_COUNT; i++)
             if (!give(out[i], out_bytes[i])) return 72;
+#ifdef COUNT
+        if (!give(ticks, sizeof ticks)) return 72;
+#endif
     }
 }

@@ -45,7 +45,7 @@ static void finish(const qc_conv_t *d, int32_t acc, int32_t channel, const int8_
 static void outputs(const qc_conv_t *d, const int8_t *weight, qc_column_t *scratch, int32_t columns, int32_t channel,
                     int32_t count, const int8_t *other, int8_t *y) {
     const qc_requantize_t *r = &d->requantize;
-    int plain = r->slow == NULL && d->add == NULL && r->minimum == -128 && r->maximum == 127;
+    int plain = qc_is_plain(r) && d->add == NULL;
 #ifdef QC_DSP
     if (plain && count >= 4) {
         int32_t fours = count & ~3;
@@ -61,14 +61,7 @@ static void outputs(const qc_conv_t *d, const int8_t *weight, qc_column_t *scrat
             int32_t acc[4], at = p * d->out_c;
             qc_dot(weight, qc_column(scratch, p, d->k), columns, d->k, d->bias + channel, acc);
             if (plain && count >= 4) {
-                int32_t offset = 2 * r->zero_point + 1;
-                const int32_t *multiplier = r->multiplier + channel;
-                const int8_t *shift = r->shift + channel;
-                int8_t v0 = qc_saturate(qc_asr(qc_mulhi(acc[0], multiplier[0]), shift[0]) + offset);
-                int8_t v1 = qc_saturate(qc_asr(qc_mulhi(acc[1], multiplier[1]), shift[1]) + offset);
-                int8_t v2 = qc_saturate(qc_asr(qc_mulhi(acc[2], multiplier[2]), shift[2]) + offset);
-                int8_t v3 = qc_saturate(qc_asr(qc_mulhi(acc[3], multiplier[3]), shift[3]) + offset);
-                y[at] = v0, y[at + 1] = v1, y[at + 2] = v2, y[at + 3] = v3;
+                qc_requantize_four(r, acc, channel, 2 * r->zero_point + 1, y + at);
             } else {
                 for (int32_t c = 0; c < 4 && c < count; c++)
                     finish(d, acc[c], channel + c, other + at + c, y + at + c);

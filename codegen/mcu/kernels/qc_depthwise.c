@@ -75,20 +75,14 @@ static void outputs(const qc_conv_t *d, const window_t *t, const int8_t *x, cons
                     int8_t *y) {
     const qc_requantize_t *r = &d->requantize;
     int32_t c = 0, offset = 2 * r->zero_point + 1;
-    int plain = r->slow == NULL && d->add == NULL && r->minimum == -128 && r->maximum == 127;
+    int plain = qc_is_plain(r) && d->add == NULL;
 #ifdef FOUR
     for (; c + 4 <= t->channels; c += 4, x += 4, w += 4) {
         int32_t acc[4];
         memcpy(acc, d->bias + c, sizeof acc);
         sum_four(t, x, w, acc);
         if (plain) {
-            const int32_t *multiplier = r->multiplier + c;
-            const int8_t *shift = r->shift + c;
-            int8_t v0 = qc_saturate(qc_asr(qc_mulhi(acc[0], multiplier[0]), shift[0]) + offset);
-            int8_t v1 = qc_saturate(qc_asr(qc_mulhi(acc[1], multiplier[1]), shift[1]) + offset);
-            int8_t v2 = qc_saturate(qc_asr(qc_mulhi(acc[2], multiplier[2]), shift[2]) + offset);
-            int8_t v3 = qc_saturate(qc_asr(qc_mulhi(acc[3], multiplier[3]), shift[3]) + offset);
-            y[c] = v0, y[c + 1] = v1, y[c + 2] = v2, y[c + 3] = v3;
+            qc_requantize_four(r, acc, c, offset, y + c);
         } else {
             for (int32_t p = 0; p < 4; p++) store(d, acc[p], c + p, other + c + p, y + c + p);
         }

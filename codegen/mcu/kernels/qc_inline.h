@@ -45,6 +45,31 @@ static inline int32_t qc_clamp(int32_t x, int32_t low, int32_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
+/* Four neighbouring channels from `channel`, by the common rounding, clamped by int8 alone; offset: 2 * zero point + 1.
+ * Reads all sums and constants before it writes. */
+static inline void qc_requantize_four(const qc_requantize_t *r, const int32_t *acc, int32_t channel, int32_t offset,
+                                      int8_t *y) {
+    const int32_t *multiplier = r->multiplier + channel;
+    const int8_t *shift = r->shift + channel;
+#ifdef QC_MVE
+    int32x4_t v = vmulhq_s32(vldrwq_s32(acc), vldrwq_s32(multiplier));
+    v = vshlq_s32(v, vnegq_s32(vldrbq_s32(shift)));
+    v = vshrq_n_s32(vaddq_n_s32(v, offset), 1);
+    vstrbq_s32(y, vmaxq_s32(vminq_s32(v, vdupq_n_s32(127)), vdupq_n_s32(-128)));
+#else
+    int8_t v0 = qc_saturate(qc_asr(qc_mulhi(acc[0], multiplier[0]), shift[0]) + offset);
+    int8_t v1 = qc_saturate(qc_asr(qc_mulhi(acc[1], multiplier[1]), shift[1]) + offset);
+    int8_t v2 = qc_saturate(qc_asr(qc_mulhi(acc[2], multiplier[2]), shift[2]) + offset);
+    int8_t v3 = qc_saturate(qc_asr(qc_mulhi(acc[3], multiplier[3]), shift[3]) + offset);
+    y[0] = v0, y[1] = v1, y[2] = v2, y[3] = v3;
+#endif
+}
+
+/* Whether that is what a requantisation asks for. */
+static inline int qc_is_plain(const qc_requantize_t *r) {
+    return r->slow == NULL && r->minimum == -128 && r->maximum == 127;
+}
+
 static inline int32_t qc_requantize(const qc_requantize_t *r, int32_t acc, int32_t channel) {
     int32_t v;
     if (r->slow != NULL)
