@@ -103,14 +103,8 @@ def run_samples(
     print(f"latency   {how}")
     if not profile and profile_csv is None:
         return
-<<<<<<< HEAD
-    if model is None:
-        print("profile   none: an emulated step has no time")
-    else:
-        _profile(model, threads, by_time, profile_csv)
-=======
     if model is not None:
-        _print_profile(model)
+        _profile(model, threads, by_time, profile_csv)
         return
     from qcompiler import microcontroller
 
@@ -119,7 +113,6 @@ def run_samples(
         microcontroller.print_profile(artifact, next(iter(samples)))
     else:
         print("profile   none: an emulated step has no time")
->>>>>>> 81a4cb3 (feat(mcu): qcompiler run --profile counts instructions of an emulated core; Helium requantisation)
 
 
 def _foreign(artifact: Artifact) -> Callable[[], ForeignModel] | None:
