@@ -34,8 +34,8 @@ from qcompiler.sim.numerics import (
     add_multipliers,
     layer_norm_constants,
     layer_norm_epsilon,
+    softmax_factors,
     softmax_fraction_bits,
-    softmax_table,
 )
 
 if TYPE_CHECKING:
@@ -296,13 +296,13 @@ def _float_origin(lowering: Lowering, what: str) -> None:
 def _softmax(lowering: Lowering, region: Region) -> str:
     _float_origin(lowering, "softmax")
     source = lowering.operand(region.root.inputs[0])
-    table = softmax_table(params_of(lowering.tensors[source])[0])
+    factors = softmax_factors(params_of(lowering.tensors[source])[0])
     bits = softmax_fraction_bits(255 * region.parameters[0])
     natural = (2.0**-bits, SOFTMAX_ZERO_POINT)
     fits = region.parameters == natural and (region.low, region.high) == (-np.inf, np.inf)
     name = region.name if fits else f"{region.name}.softmax"
     target = lowering.declare(name, region.value, natural)
-    lowering.emit(Softmax(target.name, (source,), target.name, table, bits))
+    lowering.emit(Softmax(target.name, (source,), target.name, factors, bits))
     if fits:
         return target.name
 

@@ -461,7 +461,7 @@ def chunk_parameters(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Value
         number = ceil_div(g.output[3], c.group * m.lanes)
         return TABLE_BYTES * g.output[3], np.where(number > 1, chunks(g).count[c.tiling], 1)
     length = g.image[3]
-    size = {"table": TABLE_BYTES, "softmax": EXP_TABLE_BYTES, "layer_norm": 6 * length, "elementwise": g.record_bytes,
+    size = {"table": TABLE_BYTES, "softmax": EXP_TABLE_BYTES, "layer_norm": 4 * length, "elementwise": g.record_bytes,
             "resize": COORDINATE_BYTES * g.output[2] + g.record_bytes}  # fmt: skip
     return size.get(g.kind, 0), 1
 

@@ -253,12 +253,12 @@ def _chunks(found: Counts, g: Geometry, c: Choice, r: Residency, m: Machines) ->
             found.add(table_lookups=count * elements, activation_read=count * elements,
                       parameter_read=count * TABLE_BYTES * width)  # fmt: skip
         elif g.kind == "softmax":
-            found.add(vector_operations=2 * count * elements, table_lookups=count * elements,
+            found.add(vector_operations=3 * count * elements, table_lookups=2 * count * elements,
                       requantizations=count * elements, activation_read=3 * count * elements,
                       parameter_read=count * EXP_TABLE_BYTES)  # fmt: skip
         elif g.kind == "layer_norm":
             found.add(vector_macs=3 * count * elements, requantizations=count * elements,
-                      activation_read=2 * count * elements, parameter_read=6 * count * elements)  # fmt: skip
+                      activation_read=2 * count * elements, parameter_read=4 * count * elements)  # fmt: skip
         elif g.kind == "resize":
             issues = kind.rows[c.tiling]
             found.add(vector_macs=4 * count * elements, requantizations=count * elements,

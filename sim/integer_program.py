@@ -278,15 +278,18 @@ class Mean(Operation):
 # ------------------------------------------------------------------------------------ normalisation
 @dataclass(frozen=True, eq=False)
 class Softmax(_SameShape):
-    """`numerics.softmax` over the last axis; output scale 2**-fraction_bits, zero point -128. table: int32 [256]."""
+    """`numerics.softmax` over the last axis; output scale 2**-fraction_bits, zero point -128.
 
-    table: Array
+    factors: uint16 [2, 16], `numerics.softmax_factors`.
+    """
+
+    factors: Array
     fraction_bits: int = SOFTMAX_MIN_BITS
 
 
 @dataclass(frozen=True, eq=False)
 class LayerNorm(_SameShape):
-    """`numerics.layer_norm` over the last axis. gain: int16 [K]; bias: int32 [K]."""
+    """`numerics.layer_norm` over the last axis. gain, bias: int16 [K]."""
 
     gain: Array
     bias: Array

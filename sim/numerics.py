@@ -213,37 +213,50 @@ def look_up(x: Array, table: Array) -> npt.NDArray[np.int8]:
 
 # ------------------------------------------------------------------------------------------- softmax
 SOFTMAX_ZERO_POINT = -128
-SOFTMAX_MIN_BITS, SOFTMAX_MAX_BITS = 8, 16
+SOFTMAX_MIN_BITS, SOFTMAX_MAX_BITS = 8, 15
 SOFTMAX_MAX_LENGTH = 1 << 16
+SOFTMAX_ONE = (1 << 16) - 1
 
 
-def softmax_table(scale_in: float) -> npt.NDArray[np.int32]:
-    """256 entries ``round(2**15 * exp(-d * scale_in))`` for the distance d = max - x in 0..255."""
-    return np.floor(np.exp(-np.arange(256, dtype=np.float64) * float(scale_in)) * 2.0**15 + 0.5).astype(np.int32)
+def softmax_factors(scale_in: float) -> npt.NDArray[np.uint16]:
+    """uint16 [2, 16]: ``min(round(2**16 * exp(-d * scale_in)), 2**16 - 1)`` for the distances d = 16*i and d = i."""
+    distance = np.array([[16.0], [1.0]]) * np.arange(16)
+    power = np.floor(np.exp(-distance * float(scale_in)) * 2.0**16 + 0.5)
+    return np.minimum(power, SOFTMAX_ONE).astype(np.uint16)
+
+
+def softmax_powers(distance: Array, factors: Array) -> npt.NDArray[np.int64]:
+    """``factors[0, d >> 4] * factors[1, d & 15] >> 16`` for d = max - x in 0..255; 2**16 - 2 for d = 0.
+
+    Two look-ups of 16 entries, which fit a vector register, and a high multiply instead of 256 entries.
+    """
+    coarse, fine = np.asarray(factors, dtype=np.int64)
+    return np.asarray((coarse[distance >> 4] * fine[distance & 15]) >> 16)
 
 
 def softmax_fraction_bits(largest: float) -> int:
-    """The finest output scale ``2**-f``, f in 8..16, at which 255 steps still reach the probability `largest`."""
+    """The finest output scale ``2**-f``, f in 8..15, at which 255 steps still reach the probability `largest`."""
     bits = int(np.floor(np.log2(255.0 / max(float(largest), 2.0**-20))))
     return min(max(bits, SOFTMAX_MIN_BITS), SOFTMAX_MAX_BITS)
 
 
-def softmax(x: Array, table: Array, fraction_bits: int = SOFTMAX_MIN_BITS) -> npt.NDArray[np.int8]:
-    """Integer softmax over the last axis; output scale ``2**-fraction_bits`` (8..16), zero point -128.
+def softmax(x: Array, factors: Array, fraction_bits: int = SOFTMAX_MIN_BITS) -> npt.NDArray[np.int8]:
+    """Integer softmax over the last axis; output scale ``2**-fraction_bits`` (8..15), zero point -128.
 
-    Eight bits is TensorFlow Lite's definition and always fits; more suit rows whose probabilities are all small
-    (attention over many keys, a thousand classes), and saturate above ``255 * 2**-fraction_bits``.
+    Eight bits always fit; more suit rows whose probabilities are all small (attention over many keys, a thousand
+    classes), and saturate above ``255 * 2**-fraction_bits``.
 
-    With e = table[max - x] (15 fractional bits) and S = sum(e) < 2**31 of n = bit_length(S) bits:
-    ``r = floor(2**(n+15) / S)`` (2**15 < r <= 2**16), ``p = e*r`` (at most 2**31), the shift
-    ``s = n + 15 - fraction_bits`` and ``q = min((p + 2**(s-1)) >> s, 255) - 128``. The last axis holds at most
-    2**16 - 1 elements. At s = 32 the quotient rounds to one only for p = 2**31; beyond, it is zero for every e.
+    With e = softmax_powers(max - x) (uint16) and S = sum(e) + 2 (that of d = 0 stands for 2**16; 2**16 <= S < 2**32)
+    of n = bit_length(S) bits: ``r = floor((2**(n+15) - 1) / S)`` (2**15 <= r < 2**16) and
+    ``q = min((e*r + 2**(s-1)) >> s, 255) - 128`` with ``s = n + 15 - fraction_bits``. As s >= 17, that is
+    ``(((e*r >> 16) >> (s-17)) + 1) >> 1``: a high multiply and shifts of 16-bit words. The last axis holds at most
+    2**16 - 1 elements.
     """
     distance = x.max(axis=-1, keepdims=True).astype(np.int64) - x.astype(np.int64)
-    e = np.asarray(table, dtype=np.int64)[distance]
-    total = e.sum(axis=-1, keepdims=True)
-    bits = np.frexp(total.astype(np.float64))[1].astype(np.int64)  # bit_length; exact: total < 2**53
-    reciprocal = (np.int64(1) << (bits + 15)) // total
+    e = softmax_powers(distance, factors)
+    total = e.sum(axis=-1, keepdims=True) + 2
+    bits = _bit_length(total)
+    reciprocal = ((np.int64(1) << (bits + 15)) - 1) // total
     shift = bits + 15 - fraction_bits
     q = (e * reciprocal + (np.int64(1) << (shift - 1))) >> shift
     return (np.minimum(q, 255) - 128).astype(np.int8)
@@ -251,28 +264,42 @@ def softmax(x: Array, table: Array, fraction_bits: int = SOFTMAX_MIN_BITS) -> np
 
 # ---------------------------------------------------------------------------------------- layer norm
 LAYER_NORM_MEAN_BITS = 7
-LAYER_NORM_FRACTION_BITS = 9
 LAYER_NORM_MAX_LENGTH = 1 << 14
+LAYER_NORM_MAX_SHIFT = 7
+LAYER_NORM_BIAS_LIMIT = (1 << 14) - (1 << 7)  # leaves room for a storage offset of 128 steps
+
+
+def layer_norm_fraction_bits(length: int) -> int:
+    """Fractional bits F of the normalised value over `length` elements: it never leaves int16.
+
+    With L = ceil(log2 K) it is at most ``2**L / sqrt(K) < 2**((L+1)/2)``, and F = floor((28 - L) / 2) leaves it a
+    factor of 2**0.5 for what its own roundings add.
+    """
+    return (28 - (length - 1).bit_length()) // 2
 
 
 def layer_norm_constants(
     gamma: Array, beta: Array, length: int, scale_out: float, zero_out: int
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32], int]:
-    """``(gain int16[K], bias int32[K], shift)`` of `layer_norm`.
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16], int]:
+    """``(gain int16[K], bias int16[K], shift)`` of `layer_norm`.
 
     The factor K / 2**ceil(log2 K) that the normalised value misses is folded into the gain; the bias holds
-    beta, the output zero point and the rounding half. ``shift`` is common to all channels and at most 22.
+    beta, the output zero point and the rounding half. ``shift`` is common to all channels, 0..7: as large as gains
+    and biases (within half of int16) allow.
     """
     factor = length / (1 << (length - 1).bit_length())
-    real = np.asarray(gamma, dtype=np.float64) * factor / float(scale_out) / (1 << LAYER_NORM_FRACTION_BITS)
-    largest = float(np.abs(real).max(initial=0.0))
-    shift = 22
-    while shift > 1 and round(largest * (1 << shift)) > 32767:
+    real = (
+        np.asarray(gamma, dtype=np.float64) * factor / float(scale_out) * 2.0 ** (15 - layer_norm_fraction_bits(length))
+    )
+    offset = np.asarray(beta, dtype=np.float64) / float(scale_out) + zero_out
+    steepest, farthest = (float(np.abs(v).max(initial=0.0)) for v in (real, offset))
+    shift = LAYER_NORM_MAX_SHIFT
+    while shift > 0 and (round(steepest * (1 << shift)) > 32767 or farthest * (1 << shift) > LAYER_NORM_BIAS_LIMIT):
         shift -= 1
     gain = np.clip(np.floor(real * (1 << shift) + 0.5), -32767, 32767).astype(np.int16)
-    offset = (np.asarray(beta, dtype=np.float64) / float(scale_out) + zero_out) * (1 << shift) + (1 << (shift - 1))
-    limit = float(1 << 30)
-    return gain, np.clip(np.floor(offset + 0.5), -limit, limit).astype(np.int32), shift
+    half = (1 << shift) >> 1
+    bias = np.clip(np.floor(offset * (1 << shift) + 0.5), -LAYER_NORM_BIAS_LIMIT, LAYER_NORM_BIAS_LIMIT) + half
+    return gain, bias.astype(np.int16), shift
 
 
 def layer_norm_epsilon(epsilon: float, scale_in: float, length: int) -> int:
@@ -307,18 +334,24 @@ def _bit_length(value: Array) -> npt.NDArray[np.int64]:
     return bits + (rest > 0)
 
 
+def multiply_high_round(a: Array, b: Array) -> npt.NDArray[np.int64]:
+    """``(a*b + 2**14) >> 15`` of int16 values: PMULHRSW on x86, SQRDMULH on ARM."""
+    return (np.asarray(a, dtype=np.int64) * np.asarray(b, dtype=np.int64) + (1 << 14)) >> 15
+
+
 def layer_norm(
     x: Array, gain: Array, bias: Array, shift: int, epsilon: int,
     minimum: int = INT8_MIN, maximum: int = INT8_MAX,
 ) -> npt.NDArray[np.int8]:  # fmt: skip
-    """Integer layer normalisation over the last axis of int8 x [..., K]; K <= 2**14.
+    """Integer layer normalisation over the last axis of int8 x [..., K]; K <= 2**14. Elements are 16-bit words:
 
     1. sums ``S = sum(x)``, ``Q = sum(x*x)`` (int32); ``V = K*Q - S*S + epsilon`` (int64) is K^2 times the variance;
-    2. centred value with 7 fractional bits ``c = (x << 7) - floor((S * 2**7 + floor(K/2)) / K)``, |c| <= 2**15;
-    3. ``rho, m = inverse_sqrt_normalised(V)`` once a row;
-    4. ``z = clamp16((c*rho + 2**(e-1)) >> e)`` with ``e = 28 + m - ceil(log2 K)`` clamped to 1..31, the normalised
-       value with 9 fractional bits, still lacking the factor K / 2**ceil(log2 K) (in the gain); c*rho fits int32;
-    5. ``q = clamp((z*gain + bias) >> shift)``; z*gain < 2**30 and |bias| <= 2**30.
+    2. centred value with 7 fractional bits ``c = (x << 7) - floor((S * 2**7 + floor(K/2)) / K)``, |c| < 2**15;
+    3. ``rho, m = inverse_sqrt_normalised(V)`` once a row, rho capped at 2**15 - 1;
+    4. ``p = multiply_high_round(c, rho)`` and ``z = p * 2**-e``, rounded half up, with
+       ``e = 22 + m - L - F``, L = ceil(log2 K), F = layer_norm_fraction_bits(K), clamped to -15..15: the normalised
+       value with F fractional bits, still lacking the factor K / 2**L (in the gain), within int16;
+    5. ``q = clamp(sat16(multiply_high_round(z, gain) + bias) >> shift)``.
     """
     length = x.shape[-1]
     wide = x.astype(np.int64)
@@ -328,7 +361,8 @@ def layer_norm(
     mean = (total * (1 << LAYER_NORM_MEAN_BITS) + length // 2) // length
     centred = (wide << LAYER_NORM_MEAN_BITS) - mean
     rho, m = inverse_sqrt_normalised(variance)
-    e = np.clip(28 + m - (length - 1).bit_length(), 1, 31)
-    z = np.clip((centred * rho + (np.int64(1) << (e - 1))) >> e, -32768, 32767)
-    out = (z * np.asarray(gain, dtype=np.int64) + np.asarray(bias, dtype=np.int64)) >> shift
-    return np.clip(out, minimum, maximum).astype(np.int8)
+    p = multiply_high_round(centred, np.minimum(rho, 32767))
+    e = np.clip(22 + m - (length - 1).bit_length() - layer_norm_fraction_bits(length), -15, 15)
+    z = rounding_shift_right(p << np.maximum(-e, 0), np.maximum(e, 0))
+    scaled = np.clip(multiply_high_round(z, gain) + np.asarray(bias, dtype=np.int64), -32768, 32767)
+    return np.clip(scaled >> shift, minimum, maximum).astype(np.int8)

@@ -231,7 +231,7 @@ EXECUTE: dict[type[Operation], Callable[..., Array]] = {
     MaxPool2d: _max_pool,
     AveragePool2d: _average_pool,
     Mean: _mean,
-    Softmax: lambda op, ins, out, x: numerics.softmax(x, op.table, op.fraction_bits),
+    Softmax: lambda op, ins, out, x: numerics.softmax(x, op.factors, op.fraction_bits),
     LayerNorm: lambda op, ins, out, x: numerics.layer_norm(
         x, op.gain, op.bias, op.shift, op.epsilon, op.minimum, op.maximum
     ),

@@ -178,7 +178,7 @@ class ProgramBuilder:
         self.tensors[out.name] = out = Tensor(out.name, x.shape, "int8", 2.0**-fraction_bits, -128)
         assert x.scale
         return self.add_operation(
-            ip.Softmax, [x], out, table=numerics.softmax_table(x.scale), fraction_bits=fraction_bits
+            ip.Softmax, [x], out, factors=numerics.softmax_factors(x.scale), fraction_bits=fraction_bits
         )
 
     def layer_norm(self, x: Tensor, epsilon: float = 1e-5) -> Tensor:

@@ -140,10 +140,10 @@ def rows(context: Context, layer: Layer, m: Mapping) -> None:
     _, _, _, length = g.image
     image, out = context.places[op.inputs[0]], context.places[layer.output]
     if isinstance(op, Softmax):
-        data = op.table.astype("<i4").tobytes()
+        data = op.factors.astype("<u2").tobytes()
     else:
         assert isinstance(op, LayerNorm)
-        data = op.bias.astype("<i4").tobytes() + op.gain.astype("<i2").tobytes()
+        data = op.bias.astype("<i2").tobytes() + op.gain.astype("<i2").tobytes()
     parameters = context.load_parameters(context.constant(data), len(data))
 
     def work(source: Place, target: Place, size: int) -> None:
@@ -153,11 +153,11 @@ def rows(context: Context, layer: Layer, m: Mapping) -> None:
         }  # fmt: skip
         if isinstance(op, Softmax):
             instruction: isa.Instruction = isa.Softmax(
-                **common, table=parameters.address, fraction_bits=op.fraction_bits
+                **common, factors=parameters.address, fraction_bits=op.fraction_bits
             )
         else:
             instruction = isa.LayerNorm(
-                **common, gain=parameters.address + 4 * length, bias=parameters.address, shift=op.shift,
+                **common, gain=parameters.address + 2 * length, bias=parameters.address, shift=op.shift,
                 epsilon=op.epsilon, minimum=op.minimum, maximum=op.maximum,
             )  # fmt: skip
         context.stream.emit(instruction, [source.region(0, size), parameters.all()], [target.region(0, size)])

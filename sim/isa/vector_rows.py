@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DIVIDE_32_CYCLES = 32
 DIVIDE_64_CYCLES = 64
 SQUARE_ROOT_CYCLES = 16
-EXP_TABLE_BYTES = 1024
+EXP_TABLE_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +53,18 @@ def _tree(machine: Machine) -> int:
 class Softmax(_Rows):
     """`numerics.softmax` of each row.
 
-    Semantics: numerics.softmax with the int32 table of 256 entries at `table` in the parameter memory and
+    Semantics: numerics.softmax with the uint16 factors [2, 16] at `factors` in the parameter memory and
     `fraction_bits`.
-    Timing: ceil(1024/L) cycles to load the table (L bytes a cycle); then each row 3*ceil(length/L) (maximum; look-up
+    Timing: ceil(64/L) cycles to load the factors (L bytes a cycle); then each row 3*ceil(length/L) (maximum; look-up
     and sum; scale), two trees of ceil(log2 L), a 32-cycle division and two drained pipelines of 8.
-    Counts: per element three activation reads, one write, two vector operations, one look-up, one requantisation.
+    Counts: per element three activation reads, one write, three vector operations, two look-ups, one requantisation.
     """
 
     opcode = 0x38
     mnemonic = "softmax"
 
-    table: int = operand("u16", "parameter memory: 256 int32 entries")
-    fraction_bits: int = operand("u8", "the output scale is 2**-fraction_bits, 8..16", numerics.SOFTMAX_MIN_BITS)
+    factors: int = operand("u16", "parameter memory: 2 x 16 uint16 factors of the exponentials")
+    fraction_bits: int = operand("u8", "the output scale is 2**-fraction_bits, 8..15", numerics.SOFTMAX_MIN_BITS)
 
     def check(self, machine: Machine) -> None:
         self.check_rows(machine, numerics.SOFTMAX_MAX_LENGTH - 1)
@@ -73,10 +73,10 @@ class Softmax(_Rows):
             raise ProgramError(f"softmax: fraction_bits={self.fraction_bits} is outside {low}..{high}")
 
     def execute(self, state: MachineState) -> None:
-        table = state.memory(Space.parameter).read_as(self, self.table, 256, "i4")
-        if not (0 <= int(table.min()) and int(table.max()) <= 1 << 15 and int(table[0]) > 0):
-            raise ProgramError(f"softmax: the table at {self.table} is not one of numerics.softmax_table")
-        values = numerics.softmax(self.read_rows(state), table, self.fraction_bits)
+        factors = state.memory(Space.parameter).read_as(self, self.factors, 32, "u2").reshape(2, 16)
+        if not (factors[:, 0] == numerics.SOFTMAX_ONE).all():
+            raise ProgramError(f"softmax: what lies at {self.factors} is not from numerics.softmax_factors")
+        values = numerics.softmax(self.read_rows(state), factors, self.fraction_bits)
         state.memory(Space.activation).write(self, self.out_address, (self.out_pitch, 1), values)
 
     def timing(self, machine: Machine) -> Timing:
@@ -86,8 +86,8 @@ class Softmax(_Rows):
     def counts(self, machine: Machine) -> Counts:
         elements = self.rows * self.length
         return {
-            "vector_operations": 2 * elements,
-            "table_lookups": elements,
+            "vector_operations": 3 * elements,
+            "table_lookups": 2 * elements,
             "requantizations": elements,
             "activation_read_bytes": 3 * elements,
             "activation_write_bytes": elements,
@@ -99,32 +99,32 @@ class Softmax(_Rows):
 class LayerNorm(_Rows):
     """`numerics.layer_norm` of each row.
 
-    Semantics: numerics.layer_norm with gain int16 [length] at `gain` and bias int32 [length] at `bias` in the
+    Semantics: numerics.layer_norm with gain int16 [length] at `gain` and bias int16 [length] at `bias` in the
     parameter memory.
     Timing: each row 2*ceil(length/L) (sums; result), a tree of ceil(log2 L), a 64-cycle division and a 16-cycle
     square root (the mean's 32-cycle division runs beside them) and two drained pipelines of 8.
-    Counts: per element two activation reads, one write, three vector MACs, one requantisation, six parameter bytes.
+    Counts: per element two activation reads, one write, three vector MACs, one requantisation, four parameter bytes.
     """
 
     opcode = 0x39
     mnemonic = "layer_norm"
 
     gain: int = operand("u16", "parameter memory: int16 gains")
-    bias: int = operand("u16", "parameter memory: int32 biases")
-    shift: int = operand("u8", "common shift, 1..22")
+    bias: int = operand("u16", "parameter memory: int16 biases")
+    shift: int = operand("u8", "common shift, 0..7")
     epsilon: int = operand("i64", "variance offset, at least 1")
     minimum: int = operand("i8", "smallest result", -128)
     maximum: int = operand("i8", "largest result", 127)
 
     def check(self, machine: Machine) -> None:
         self.check_rows(machine, numerics.LAYER_NORM_MAX_LENGTH)
-        if not 1 <= self.shift <= 22 or not 1 <= self.epsilon <= 1 << 48:
-            raise ProgramError(f"layer_norm: shift={self.shift} or epsilon={self.epsilon} is outside 1..22, 1..2**48")
+        if not 0 <= self.shift <= numerics.LAYER_NORM_MAX_SHIFT or not 1 <= self.epsilon <= 1 << 48:
+            raise ProgramError(f"layer_norm: shift={self.shift} or epsilon={self.epsilon} is outside 0..7, 1..2**48")
 
     def execute(self, state: MachineState) -> None:
         memory = state.memory(Space.parameter)
         gain = memory.read_as(self, self.gain, self.length, "i2")
-        bias = memory.read_as(self, self.bias, self.length, "i4")
+        bias = memory.read_as(self, self.bias, self.length, "i2")
         values = numerics.layer_norm(
             self.read_rows(state), gain, bias, self.shift, self.epsilon, self.minimum, self.maximum
         )
@@ -141,5 +141,5 @@ class LayerNorm(_Rows):
             "requantizations": elements,
             "activation_read_bytes": 2 * elements,
             "activation_write_bytes": elements,
-            "parameter_read_bytes": 6 * elements,
+            "parameter_read_bytes": 4 * elements,
         }

@@ -158,8 +158,8 @@ class Builder:
         return self.add_op(Mean, [x], axes=tuple(axes), keepdims=keepdims, requantize=([3.0 / count], -128, 127))
 
     def softmax(self, x: str) -> str:
-        table = numerics.softmax_table(self.tensors[x].scale)
-        return self.add_op(Softmax, [x], scale=1 / 256, zero=-128, table=table)
+        factors = numerics.softmax_factors(self.tensors[x].scale)
+        return self.add_op(Softmax, [x], scale=1 / 256, zero=-128, factors=factors)
 
     def layer_norm(self, x: str) -> str:
         k = self.shape(x)[-1]

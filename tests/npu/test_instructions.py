@@ -361,16 +361,16 @@ def test_table(per_channel):
 def test_softmax_and_layer_norm_rows():
     rng = np.random.default_rng(7)
     x = int8(rng, 5, 33)
-    table = numerics.softmax_table(0.07)
+    factors = numerics.softmax_factors(0.07)
     gain, bias, shift = numerics.layer_norm_constants(rng.normal(1, 0.2, 33), rng.normal(0, 1, 33), 33, 0.05, -3)
     state = fresh()
     put(state, ACTIVATION, 0, np.pad(x, ((0, 0), (0, 7))))
-    put(state, PARAMETER, 0, table)
+    put(state, PARAMETER, 0, factors)
     put(state, PARAMETER, 1024, gain)
     put(state, PARAMETER, 2048, bias)
     rows = {"rows": 5, "length": 33, "in_address": 0, "in_pitch": 40, "out_address": OUT, "out_pitch": 33}
-    run(state, isa.Softmax(table=0, **rows))
-    np.testing.assert_array_equal(got(state, x.shape), numerics.softmax(x, table))
+    run(state, isa.Softmax(factors=0, **rows))
+    np.testing.assert_array_equal(got(state, x.shape), numerics.softmax(x, factors))
     run(state, isa.LayerNorm(gain=1024, bias=2048, shift=shift, epsilon=77, minimum=-90, **rows))
     np.testing.assert_array_equal(got(state, x.shape), numerics.layer_norm(x, gain, bias, shift, 77, -90))
 

@@ -168,9 +168,9 @@ def test_mean_sums_and_rescales() -> None:
 
 
 def test_normalisations_call_the_law() -> None:
-    x, table = int8(3, 20), numerics.softmax_table(0.1)
+    x, factors = int8(3, 20), numerics.softmax_factors(0.1)
     out = Tensor("y", (3, 20), "int8", 1 / 256, -128)
-    assert np.array_equal(single(Softmax, [(x, 0.1, 0)], out, table=table), numerics.softmax(x, table))
+    assert np.array_equal(single(Softmax, [(x, 0.1, 0)], out, factors=factors), numerics.softmax(x, factors))
     gain, bias, shift = numerics.layer_norm_constants(np.ones(20), np.zeros(20), 20, 0.1, 3)
     got = single(LayerNorm, [(x, 0.1, 0)], quantised((3, 20)), gain=gain, bias=bias, shift=shift, epsilon=5)
     assert np.array_equal(got, numerics.layer_norm(x, gain, bias, shift, 5))

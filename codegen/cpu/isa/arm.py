@@ -107,6 +107,11 @@ class Neon(VectorInstructionSet):
         halves = [intrinsic("llvm.aarch64.neon.sqxtn.v8i8", "int8x8", w) for w in joined]
         return shuffle(halves, range(16))
 
+    def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
+        if words != 8:
+            return super().multiply_high_round(a, b, words)
+        return intrinsic("llvm.aarch64.neon.sqrdmulh.v8i16", "int16x8", a, b)
+
     def rescaled_add(
         self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
     ) -> Expr:
@@ -134,6 +139,11 @@ class Neon(VectorInstructionSet):
             return result
 
         return look_up
+
+    def short_look_up(self, table: Buffer, index: Expr, count: int) -> Expr:
+        if count < 16:
+            return super().short_look_up(table, index, count)
+        return intrinsic("llvm.aarch64.neon.tbl1.v16i8", "int8x16", load(table, 0, 16), index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -231,6 +231,45 @@ class VectorInstructionSet(InstructionSet):
         """
         raise NotImplementedError  # pragma: no cover - abstract
 
+    # ---------------------------------------------------------------------------------- 16-bit words
+    def widen(self, x: Expr, count: int) -> list[Expr]:
+        """Stored bytes as int16: two vectors of half of them each, in `word_order`; one vector of fewer than 16."""
+        if count < 16:
+            return [cast(x, vector_type("int16", count))]
+        halves = (range(count // 2), range(count // 2, count))
+        return [cast(shuffle([x], half), f"int16x{count // 2}") for half in halves]
+
+    def narrow(self, words: Sequence[Expr], count: int) -> Expr:
+        """The inverse of `widen`, for any int16: saturated to the storage type."""
+        low, high = (0, 255) if self.storage == "uint8" else (-128, 127)
+        size = count // len(words)
+        dtype = vector_type(self.storage, size)
+        parts = [
+            cast(tirx.max(tirx.min(w, splat(high, "int16", size)), splat(low, "int16", size)), dtype) for w in words
+        ]
+        return parts[0] if len(parts) == 1 else shuffle(parts, range(count))
+
+    def word_order(self, count: int) -> list[int]:
+        """Which byte each word that `widen` makes comes from; bytes that `unpack` interleaves lie in the same order."""
+        return list(range(count))
+
+    def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
+        """`numerics.multiply_high_round` of int16; not both are -2**15."""
+        wide = vector_type("int32", words)
+        product = cast(a, wide) * cast(b, wide) + splat(1 << 14, "int32", words)
+        return cast(tirx.shift_right(product, splat(15, "int32", words)), vector_type("int16", words))
+
+    def dot_words(self, acc: Expr, a: Expr, b: Expr, words: int) -> Expr:
+        """Adds the products of int16 words to int32 lanes, half as many (as many for fewer than eight words)."""
+        if words < 8:
+            wide = vector_type("int32", words)
+            return acc + cast(a, wide) * cast(b, wide)
+        for half in (range(words // 2), range(words // 2, words)):
+            acc = acc + cast(shuffle([a], half), f"int32x{words // 2}") * cast(
+                shuffle([b], half), f"int32x{words // 2}"
+            )
+        return acc
+
     # ------------------------------------------------------------------------------------- fused steps
     def rescaled_add(
         self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
@@ -276,3 +315,16 @@ class VectorInstructionSet(InstructionSet):
             return tirx.BufferLoad(table, [index])
 
         return look_up
+
+    @property
+    def short_table_bytes(self) -> int:
+        """Size of an arranged table of 16 bytes."""
+        return 16
+
+    def arrange_short_table(self, table: Array) -> Array:
+        """16 bytes of the storage type as `short_look_up` reads them."""
+        return table
+
+    def short_look_up(self, table: Buffer, index: Expr, count: int) -> Expr:
+        """The entries at indices 0..15, a vector of storage type."""
+        return tirx.BufferLoad(table, [cast(index, vector_type("int32", count))])

@@ -35,6 +35,32 @@ class X86(VectorInstructionSet):
         """``acc + multiply_pairs(a, b)``."""
         return acc + self.multiply_pairs(a, b, lanes)
 
+    _HIGH = {8: "llvm.x86.ssse3.pmul.hr.sw.128", 16: "llvm.x86.avx2.pmul.hr.sw", 32: "llvm.x86.avx512.pmul.hr.sw.512"}
+
+    def widen(self, x: Expr, count: int) -> list[Expr]:
+        if count < 16:
+            return super().widen(x, count)
+        zero = splat(0, "uint8", count)
+        return [bits(unpack(x, zero, 1, high, count), f"int16x{count // 2}") for high in (False, True)]
+
+    def narrow(self, words: Sequence[Expr], count: int) -> Expr:
+        if count < 16:
+            return super().narrow(words, count)
+        return bits(intrinsic(self._PACK_UNSIGNED[count // 4], f"int8x{count}", *words), f"uint8x{count}")
+
+    def word_order(self, count: int) -> list[int]:
+        if count < 16:
+            return super().word_order(count)
+        return [block + half + i for half in (0, 8) for block in range(0, count, 16) for i in range(8)]
+
+    def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
+        if words not in self._HIGH:
+            return super().multiply_high_round(a, b, words)
+        return intrinsic(self._HIGH[words], f"int16x{words}", a, b)
+
+    def dot_words(self, acc: Expr, a: Expr, b: Expr, words: int) -> Expr:
+        return super().dot_words(acc, a, b, words) if words < 8 else self.add_pairs(acc, a, b, words // 2)
+
     def pack(self, vectors: Sequence[Expr], lanes: int) -> Expr:
         half = f"int16x{2 * lanes}"
         low = intrinsic(self._PACK_SIGNED[lanes], half, vectors[0], vectors[1])
@@ -85,6 +111,21 @@ class X86(VectorInstructionSet):
             return bits(result, f"uint8x{count}")
 
         return look_up
+
+    @property
+    def short_table_bytes(self) -> int:
+        return self.vector_bytes
+
+    def arrange_short_table(self, table: Array) -> Array:
+        return np.tile(table, self.vector_bytes // 16)
+
+    def short_look_up(self, table: Buffer, index: Expr, count: int) -> Expr:
+        if count < 16:
+            return super().short_look_up(table, index, count)
+        entries = bits(load(table, 0, count), f"int8x{count}")
+        return bits(
+            intrinsic(self._SHUFFLE[count], f"int8x{count}", entries, bits(index, f"int8x{count}")), f"uint8x{count}"
+        )
 
     def rescaled_add(
         self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
