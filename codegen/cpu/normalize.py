@@ -82,13 +82,6 @@ def _join_bytes(low: Expr, high: Expr, width: int) -> list[Expr]:
     return [bits(pairs, vector_type("uint16", width))]
 
 
-def _multiply_high(a: Expr, b: Expr, words: int) -> Expr:
-    """The upper 16 bits of products of uint16."""
-    wide = vector_type("uint32", words)
-    product = tirx.shift_right(cast(a, wide) * cast(b, wide), splat(16, "uint32", words))
-    return cast(product, vector_type("uint16", words))
-
-
 def softmax_template(isa: VectorInstructionSet, length: int, rows: int, fraction_bits: int) -> Any:
     """Constants: low and high bytes of the coarse factors, then of the fine ones (`numerics.softmax_factors`)."""
     e = Emitter()
@@ -127,7 +120,7 @@ def softmax_template(isa: VectorInstructionSet, length: int, rows: int, fraction
                 factors.append(_join_bytes(*(isa.short_look_up(t, index, width) for t in (low, high)), width))
             words = _words_of(width)
             for n, (a, b) in enumerate(zip(*factors, strict=True)):
-                power = e.bind(_multiply_high(a, b, words), vector_type("uint16", words), "power")
+                power = e.bind(isa.multiply_high(a, b, words), vector_type("uint16", words), "power")
                 e.store(powers, i + n * words, power, words)
                 # Sums are of signed words: less 2**15 each, which the total gets back.
                 centred = bits(tirx.bitwise_xor(power, splat(1 << 15, "uint16", words)), vector_type("int16", words))
@@ -148,7 +141,7 @@ def softmax_template(isa: VectorInstructionSet, length: int, rows: int, fraction
             words = _words_of(width)
             quotients = []
             for n in range(width // words):
-                top = _multiply_high(load(powers, i + n * words, words), splat(factor, "uint16", words), words)
+                top = isa.multiply_high(load(powers, i + n * words, words), splat(factor, "uint16", words), words)
                 doubled = tirx.shift_right(top, splat(shift, "uint16", words)) + splat(1, "uint16", words)
                 rounded = bits(tirx.shift_right(doubled, splat(1, "uint16", words)), vector_type("int16", words))
                 if isa.storage_offset != 128:

@@ -253,6 +253,12 @@ class VectorInstructionSet(InstructionSet):
         """Which byte each word that `widen` makes comes from; bytes that `unpack` interleaves lie in the same order."""
         return list(range(count))
 
+    def multiply_high(self, a: Expr, b: Expr, words: int) -> Expr:
+        """The upper 16 bits of products of uint16."""
+        wide = vector_type("uint32", words)
+        product = tirx.shift_right(cast(a, wide) * cast(b, wide), splat(16, "uint32", words))
+        return cast(product, vector_type("uint16", words))
+
     def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
         """`numerics.multiply_high_round` of int16; not both are -2**15."""
         wide = vector_type("int32", words)

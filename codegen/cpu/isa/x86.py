@@ -37,6 +37,8 @@ class X86(VectorInstructionSet):
 
     _HIGH = {8: "llvm.x86.ssse3.pmul.hr.sw.128", 16: "llvm.x86.avx2.pmul.hr.sw", 32: "llvm.x86.avx512.pmul.hr.sw.512"}
 
+    _HIGH_UNSIGNED = {8: "llvm.x86.sse2.pmulhu.w", 16: "llvm.x86.avx2.pmulhu.w", 32: "llvm.x86.avx512.pmulhu.w.512"}
+
     def widen(self, x: Expr, count: int) -> list[Expr]:
         if count < 16:
             return super().widen(x, count)
@@ -52,6 +54,12 @@ class X86(VectorInstructionSet):
         if count < 16:
             return super().word_order(count)
         return [block + half + i for half in (0, 8) for block in range(0, count, 16) for i in range(8)]
+
+    def multiply_high(self, a: Expr, b: Expr, words: int) -> Expr:
+        if words not in self._HIGH:
+            return super().multiply_high(a, b, words)
+        # LLVM finds VPMULHUW by itself, but not where one factor is a broadcast scalar.
+        return intrinsic(self._HIGH_UNSIGNED[words], f"uint16x{words}", a, b)
 
     def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
         if words not in self._HIGH:
