@@ -346,7 +346,7 @@ def resize(c: Context, op: ResizeLinear, ins: list[Tensor], out: Tensor) -> Call
 def softmax(c: Context, op: Softmax, ins: list[Tensor], out: Tensor) -> Call:
     length = out.shape[-1]
     fields = {
-        "table": c.array("table", op.table, np.int32), "rows": out.elements // length, "length": length,
+        "factors": c.array("factors", op.factors, np.uint16), "rows": out.elements // length, "length": length,
         "fraction_bits": op.fraction_bits,
     }  # fmt: skip
     return Call("qc_softmax", "qc_rows.c", "qc_softmax_t", fields, op.inputs, in_place=(0,))
@@ -355,7 +355,7 @@ def softmax(c: Context, op: Softmax, ins: list[Tensor], out: Tensor) -> Call:
 def layer_norm(c: Context, op: LayerNorm, ins: list[Tensor], out: Tensor) -> Call:
     length = out.shape[-1]
     fields = {
-        "gain": c.array("gain", op.gain, np.int16), "bias": c.array("bias", op.bias, np.int32), "epsilon": op.epsilon,
+        "gain": c.array("gain", op.gain, np.int16), "bias": c.array("bias", op.bias, np.int16), "epsilon": op.epsilon,
         "rows": out.elements // length, "length": length, "shift": op.shift, "minimum": op.minimum,
         "maximum": op.maximum,
     }  # fmt: skip

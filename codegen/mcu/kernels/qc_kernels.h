@@ -137,7 +137,7 @@ void qc_resize(const qc_resize_t *d, const int8_t *x, int8_t *y);
 
 /* Over rows of `length`. table: round(2^15 * exp(-distance * scale)). */
 typedef struct {
-    const int32_t *table;
+    const uint16_t *factors; /* [2][16] */
     int32_t rows, length;
     int32_t fraction_bits;
 } qc_softmax_t;
@@ -145,8 +145,7 @@ typedef struct {
 void qc_softmax(const qc_softmax_t *d, const int8_t *x, int8_t *y);
 
 typedef struct {
-    const int16_t *gain;
-    const int32_t *bias;
+    const int16_t *gain, *bias;
     int64_t epsilon;
     int32_t rows, length;
     int32_t shift, minimum, maximum;

@@ -7,19 +7,23 @@ static int32_t bit_length(uint64_t x) {
     return bits;
 }
 
+/* 2**16 * exp(-distance * scale), from factors for its upper and its lower four bits */
+static inline uint32_t power(const uint16_t *factors, int32_t distance) {
+    return ((uint32_t)factors[distance >> 4] * factors[16 + (distance & 15)]) >> 16;
+}
+
 void qc_softmax(const qc_softmax_t *d, const int8_t *x, int8_t *y) {
     for (int32_t row = 0; row < d->rows; row++, x += d->length, y += d->length) {
-        int32_t largest = -128, shift;
-        uint32_t sum = 0, reciprocal;
+        int32_t largest = -128, bits, shift;
+        uint32_t sum = 2, reciprocal;
         for (int32_t i = 0; i < d->length; i++)
             if (x[i] > largest) largest = x[i];
-        for (int32_t i = 0; i < d->length; i++) sum += (uint32_t)d->table[largest - x[i]];
-        shift = bit_length(sum) + 15;
-        reciprocal = (uint32_t)(((uint64_t)1 << shift) / sum);
-        shift -= d->fraction_bits;
+        for (int32_t i = 0; i < d->length; i++) sum += power(d->factors, largest - x[i]);
+        bits = bit_length(sum);
+        reciprocal = (uint32_t)((((uint64_t)1 << (bits + 15)) - 1) / sum);
+        shift = bits - 2 - d->fraction_bits;
         for (int32_t i = 0; i < d->length; i++) {
-            uint64_t p = (uint64_t)(uint32_t)d->table[largest - x[i]] * reciprocal;
-            uint64_t q = (p + ((uint64_t)1 << (shift - 1))) >> shift;
+            uint32_t q = (((power(d->factors, largest - x[i]) * reciprocal >> 16) >> shift) + 1) >> 1;
             y[i] = (int8_t)((int32_t)(q > 255 ? 255 : q) - 128);
         }
     }
@@ -48,11 +52,13 @@ void qc_layer_norm(const qc_layer_norm_t *d, const int8_t *x, int8_t *y) {
         m = qc_asr(bit_length(variance) - 31, 1);
         variance = m >= 0 ? variance >> (2 * m) : variance << (-2 * m);
         rho = (int32_t)square_root((uint32_t)(((uint64_t)1 << 60) / variance));
-        e = qc_clamp(28 + m - log2_length, 1, 31);
+        rho = rho < 32767 ? rho : 32767;
+        e = qc_clamp(22 + m - log2_length - (28 - log2_length) / 2, -15, 15);
         for (int32_t i = 0; i < d->length; i++) {
-            int64_t scaled = (int64_t)(x[i] * 128 - mean) * rho + ((int64_t)1 << (e - 1));
-            int32_t z = qc_clamp((int32_t)qc_asr64(scaled, e), -32768, 32767);
-            y[i] = (int8_t)qc_clamp(qc_asr(z * d->gain[i] + d->bias[i], d->shift), d->minimum, d->maximum);
+            int32_t z = qc_asr((x[i] * 128 - mean) * rho + 16384, 15);
+            z = e <= 0 ? z * (1 << -e) : qc_asr(qc_asr(z, e - 1) + 1, 1);
+            z = qc_clamp(qc_asr(z * d->gain[i] + 16384, 15) + d->bias[i], -32768, 32767);
+            y[i] = (int8_t)qc_clamp(qc_asr(z, d->shift), d->minimum, d->maximum);
         }
     }
 }
