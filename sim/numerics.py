@@ -225,7 +225,7 @@ def softmax_factors(scale_in: float) -> npt.NDArray[np.uint16]:
     return np.minimum(power, SOFTMAX_ONE).astype(np.uint16)
 
 
-def softmax_powers(distance: Array, factors: Array) -> npt.NDArray[np.int64]:
+def softmax_powers(distance: npt.NDArray[np.int64], factors: Array) -> npt.NDArray[np.int64]:
     """``factors[0, d >> 4] * factors[1, d & 15] >> 16`` for d = max - x in 0..255; 2**16 - 2 for d = 0.
 
     Two look-ups of 16 entries, which fit a vector register, and a high multiply instead of 256 entries.

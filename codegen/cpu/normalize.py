@@ -117,7 +117,9 @@ def softmax_template(isa: VectorInstructionSet, length: int, rows: int, fraction
             factors = []
             for index, (low, high) in zip((coarse, fine), (tables[:2], tables[2:]), strict=True):
                 index = e.bind(bits(index, dtype), dtype, "index")
-                factors.append(_join_bytes(*(isa.short_look_up(t, index, width) for t in (low, high)), width))
+                factors.append(
+                    _join_bytes(isa.short_look_up(low, index, width), isa.short_look_up(high, index, width), width)
+                )
             words = _words_of(width)
             for n, (a, b) in enumerate(zip(*factors, strict=True)):
                 power = e.bind(isa.multiply_high(a, b, words), vector_type("uint16", words), "power")
