@@ -272,10 +272,13 @@ LAYER_NORM_BIAS_LIMIT = (1 << 14) - (1 << 7)  # leaves room for a storage offset
 def layer_norm_fraction_bits(length: int) -> int:
     """Fractional bits F of the normalised value over `length` elements: it never leaves int16.
 
-    With L = ceil(log2 K) it is at most ``2**L / sqrt(K) < 2**((L+1)/2)``, and F = floor((28 - L) / 2) leaves it a
-    factor of 2**0.5 for what its own roundings add.
+    With L = ceil(log2 K) it is at most ``2**L / sqrt(K)``; F is the largest that leaves it a factor of 1.25**0.5 for
+    what its own roundings add: ``5 * 2**(2L + 2F) <= 4 * K * 2**30``.
     """
-    return (28 - (length - 1).bit_length()) // 2
+    bits = 15
+    while 5 << (2 * ((length - 1).bit_length() + bits)) > 4 * length << 30:
+        bits -= 1
+    return bits
 
 
 def layer_norm_constants(

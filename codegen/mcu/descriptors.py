@@ -356,6 +356,7 @@ def layer_norm(c: Context, op: LayerNorm, ins: list[Tensor], out: Tensor) -> Cal
     length = out.shape[-1]
     fields = {
         "gain": c.array("gain", op.gain, np.int16), "bias": c.array("bias", op.bias, np.int16), "epsilon": op.epsilon,
+        "exponent": 22 - (length - 1).bit_length() - numerics.layer_norm_fraction_bits(length),
         "rows": out.elements // length, "length": length, "shift": op.shift, "minimum": op.minimum,
         "maximum": op.maximum,
     }  # fmt: skip

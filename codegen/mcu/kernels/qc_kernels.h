@@ -149,6 +149,7 @@ typedef struct {
     int64_t epsilon;
     int32_t rows, length;
     int32_t shift, minimum, maximum;
+    int32_t exponent; /* 22 - ceil(log2(length)) - fraction bits of the normalised value */
 } qc_layer_norm_t;
 
 void qc_layer_norm(const qc_layer_norm_t *d, const int8_t *x, int8_t *y);

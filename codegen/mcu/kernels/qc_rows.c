@@ -38,7 +38,6 @@ static uint32_t square_root(uint32_t x) {
 }
 
 void qc_layer_norm(const qc_layer_norm_t *d, const int8_t *x, int8_t *y) {
-    int32_t log2_length = bit_length((uint64_t)(d->length - 1));
     for (int32_t row = 0; row < d->rows; row++, x += d->length, y += d->length) {
         int32_t sum = 0, squares = 0, mean, rho, m, e;
         uint64_t variance;
@@ -53,7 +52,7 @@ void qc_layer_norm(const qc_layer_norm_t *d, const int8_t *x, int8_t *y) {
         variance = m >= 0 ? variance >> (2 * m) : variance << (-2 * m);
         rho = (int32_t)square_root((uint32_t)(((uint64_t)1 << 60) / variance));
         rho = rho < 32767 ? rho : 32767;
-        e = qc_clamp(22 + m - log2_length - (28 - log2_length) / 2, -15, 15);
+        e = qc_clamp(m + d->exponent, -15, 15);
         for (int32_t i = 0; i < d->length; i++) {
             int32_t z = qc_asr((x[i] * 128 - mean) * rho + 16384, 15);
             z = e <= 0 ? z * (1 << -e) : qc_asr(qc_asr(z, e - 1) + 1, 1);
