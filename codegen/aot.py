@@ -21,9 +21,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from qcompiler.codegen.cpu.compile import code_level, submit_kernels, worker_pool
+from qcompiler.codegen.cpu.contraction import Geometry
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
+from qcompiler.codegen.cpu.matrix_work import Tiling, tilings
 from qcompiler.codegen.cpu.target import CpuTarget
 from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier, step_title
 from qcompiler.codegen.memory_plan import Buffer, MemoryPlan, plan_memory
@@ -122,11 +124,13 @@ class _Constants:
 
 
 def build(
-    program: IntegerProgram, target: CpuTarget, directory: Path, prefix: str = "model", progress: Progress | None = None
-) -> BuildReport:
+    program: IntegerProgram, target: CpuTarget, directory: Path, prefix: str = "model",
+    progress: Progress | None = None, chosen: Mapping[str, Mapping[Geometry, Tiling]] | None = None,
+) -> BuildReport:  # fmt: skip
     """Write model.so, libmodel.a, model.o and model.h for the program into an existing directory.
 
-    prefix: of the C functions and macros, a C identifier. Raises TargetError without the target's C compiler, for a
+    prefix: of the C functions and macros, a C identifier. chosen: tilings by level that replace the cost model's (see
+    `cpu.tune`). Raises TargetError without the target's C compiler, for a
     prefix that C would not take, and for operations that the target has no code for.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
@@ -144,7 +148,8 @@ def build(
         known: dict[Hashable, str] = {}
         with say.stage("kernels"):
             for isa in target.levels:
-                lowered = lower(program, isa)
+                with tilings((chosen or {}).get(isa.name, {})):
+                    lowered = lower(program, isa)
                 symbols, kernels = _symbols(lowered.steps, isa, known)
                 batches += submit_kernels(pool, kernels, isa, work)  # LLVM works while the next level is lowered
                 plan = _plan(lowered)

@@ -39,6 +39,7 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     host_fallback: bool = False,
     flash_limit: int | None = None,
     ram_limit: int | None = None,
+    tune: float | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into the directory `output`, which appears whole or not at all.
@@ -46,14 +47,15 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     model: a path or an onnx.ModelProto, float or quantised (QDQ, QOperator). calibration: an `.npz` keyed by input name
     with a leading sample axis, a folder of `.npy`, or an iterable of dicts of arrays; a quantised model needs none.
     shapes: of inputs that the model leaves open, e.g. {"image": (1, 3, 224, 224)}. flash_limit, ram_limit:
-    bytes that a micro-controller has; a model that needs more is refused. The rest: `pipeline.Options`.
+    bytes that a micro-controller has; a model that needs more is refused. tune: seconds to spend on measuring
+    tiles on this machine. The rest: `pipeline.Options`.
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
     """
     options = Options(
         shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
         dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
         min_sqnr=min_sqnr, min_agreement=min_agreement, host_fallback=host_fallback,
-        limits=Limits(flash_limit, ram_limit),
+        limits=Limits(flash_limit, ram_limit), tune=tune,
     )  # fmt: skip
     return compile_model(model, target, calibration, output, options, progress or Progress())
 

@@ -113,6 +113,13 @@ def compile(  # noqa: A001
     ram_limit: Annotated[
         str | None, typer.Option(metavar="BYTES", help="Likewise: arena, inputs, outputs and stack.")
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Choose tiles by measuring on this machine; what is found is remembered."),
+    ] = False,
+    tune_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long --tune may measure.")
+    ] = 60,
 ) -> None:  # fmt: skip
     """Compile MODEL into a directory that stands alone: library, C header and report.
 
@@ -123,6 +130,7 @@ def compile(  # noqa: A001
       qcompiler compile net.qdq.onnx --rounding f32_half_even -o out/
       qcompiler compile net.onnx --calibration samples.npz --min-sqnr 25 --min-agreement 0.99 -o out/
       qcompiler compile kws.onnx --calibration samples.npz --target cortex-m4 --ram-limit 64KiB -o out/
+      qcompiler compile net.onnx --calibration samples.npz --tune --tune-seconds 120 -o out/
     """
     from qcompiler.pipeline import compile_model
     from qcompiler.progress import for_stderr
@@ -133,6 +141,7 @@ def compile(  # noqa: A001
         time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
         host_fallback=host_fallback,
         limits=Limits(_bytes(flash_limit, "--flash-limit"), _bytes(ram_limit, "--ram-limit")),
+        tune=tune_seconds if tune else None,
     )  # fmt: skip
     artifact = compile_model(model, target, calibration, output, options, for_stderr())
     from qcompiler.inspection import print_artifact

@@ -55,6 +55,7 @@ class Options:
     rewrites that declined. min_sqnr (dB), min_agreement (0..1): gates on the first output.
     host_fallback: an accelerator's host runs float operations before and behind the integer work.
     limits: flash and RAM of a micro-controller; a model that needs more is refused.
+    tune: seconds to spend on measuring tiles on this machine; None for the cost model's, which are always the same.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Options:
     min_agreement: float | None = None
     host_fallback: bool = False
     limits: Limits = field(default_factory=Limits)
+    tune: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("rounding", self.rounding, ROUNDINGS)
@@ -109,7 +111,7 @@ def compile_model(
 
     Raises a QCompilerError for anything the user can mend; AccuracyGateError after the artefact was written.
     """
-    backend, output = resolve(target, options.host_fallback, options.limits), Path(output)
+    backend, output = resolve(target, options.host_fallback, options.limits, options.tune), Path(output)
     options.canonicalisation()  # a typing error should not wait for the import
     with new_directory(output, is_artifact) as work:
         quantised = quantise_model(model, calibration, options, progress)
@@ -119,6 +121,8 @@ def compile_model(
         (work / PROGRAM).write_bytes(program_text.save(program))
         built = backend.build(program, work, options.name, progress)
         manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options), {})
+        if built.tuning is not None:
+            manifest.build["tuning"] = dict(built.tuning)
         with progress.stage("measure accuracy"):
             accuracy = _measure(graph, program, backend, Artifact(work, manifest), quantised)
         report = collect(

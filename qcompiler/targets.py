@@ -13,6 +13,7 @@ from qcompiler.sim.errors import TargetError, did_you_mean
 from qcompiler.sim.integer_program import IntegerProgram
 
 if TYPE_CHECKING:
+    from qcompiler.codegen.cpu.tune import Tuned
     from qcompiler.progress import Progress
 
 NPU_PREFIX = "npu:"  # a preset of `qcompiler.sim.hardware`, or the path of a machine's YAML file
@@ -31,12 +32,14 @@ class Limits:
 class Built:
     """What a backend left in the output directory. workspace_bytes: working memory of a call. kernels: operation name
     to (kernel, name of the group that it is fused into). sizes: bytes of the product's parts, for the report. steps: of
-    a CPU's library, by level and in its numbering: kernel, operation, level of the code, macs, bytes."""
+    a CPU's library, by level and in its numbering: kernel, operation, level of the code, macs, bytes. tuning: for the
+    manifest, the level and by operation the tile that measuring preferred."""
 
     workspace_bytes: int
     kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
 
 
 class Backend(Protocol):
@@ -88,11 +91,11 @@ def known_targets() -> list[Listed]:
     return cpus + machines
 
 
-def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None) -> Backend:
+def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None, tune: float | None = None) -> Backend:
     """The backend for a target. Raises TargetError with the nearest names for one that does not exist.
 
     host_fallback: what an accelerator may leave to its host (`codegen.npu.partition`); CPUs run everything anyway.
-    limits: of a micro-controller.
+    limits: of a micro-controller. tune: seconds to spend on measuring tiles on this machine, which must run the target.
     """
     from qcompiler.codegen.mcu.target import MCU_TARGETS
 
@@ -100,6 +103,8 @@ def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None
         raise TargetError(
             f"--flash-limit and --ram-limit are for micro-controllers ({', '.join(MCU_TARGETS)}), not for {name}"
         )
+    if tune is not None and (name.startswith(NPU_PREFIX) or name in MCU_TARGETS):
+        raise TargetError(f"--tune measures on this machine, and {name} is another; leave it out")
     if name.startswith(NPU_PREFIX):
         from qcompiler.npu import backend
 
@@ -115,7 +120,12 @@ def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None
         from qcompiler.microcontroller import McuBackend
 
         return McuBackend(MCU_TARGETS[name], limits or Limits())
-    return CpuBackend(name, cpu_target(name))
+    cpu = CpuBackend(name, cpu_target(name), tune)
+    if tune is not None and cpu.level_here() is None:
+        raise TargetError(
+            f"--tune measures on this machine, which cannot run {name}; leave it out, or compile elsewhere"
+        )
+    return cpu
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class CpuBackend:
 
     name: str
     target: Any
+    tune: float | None = None  # seconds
 
     @property
     def macs_to_measure(self) -> float:
@@ -136,13 +147,44 @@ class CpuBackend:
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.codegen import aot
 
-        report = aot.build(program, self.target, directory, prefix, progress)
+        tuned = self._tune(program, progress) if self.tune is not None else None
+        chosen = {tuned.level: tuned.chosen} if tuned else None
+        report = aot.build(program, self.target, directory, prefix, progress, chosen)
+        record = None
+        if tuned:
+            tiles = {tuned.operations[geometry]: repr(tiling) for geometry, tiling in tuned.chosen.items()}
+            record = {"level": tuned.level, "tiles": tiles}
         return Built(
             report.workspace_bytes,
             {op.name: (op.kernel, op.group) for op in report.operations},
             {"library": (directory / "model.so").stat().st_size, "arena": report.arena_bytes},
             {level: [asdict(step) for step in steps] for level, steps in report.steps.items()},
+            record,
         )
+
+    def level_here(self) -> Any:
+        """The level that this machine would choose, or None."""
+        from qcompiler.codegen.cpu.measure import request_state
+        from qcompiler.codegen.cpu.target import runs_here
+
+        mine = self.target.levels if self.architecture == platform.machine() else ()
+        return next((level for level in mine if runs_here(level) and request_state(level)), None)
+
+    def _tune(self, program: IntegerProgram, progress: Progress) -> Tuned:
+        from qcompiler.codegen.cpu.tune import tune
+
+        level = self.level_here()
+        assert self.tune is not None and level is not None
+        with progress.stage(f"tune {level.name}"):
+            tuned = tune(program, level, self.tune, progress.note)
+        if tuned.measured:
+            progress.note(
+                f"tuned: {len(tuned.chosen)} shapes cut otherwise than by the model; those measured now took "
+                f"{tuned.before * 1e3:.3f} ms of an inference, and take {tuned.after * 1e3:.3f} ms"
+            )
+        else:
+            progress.note(f"tuned: nothing new to measure; {len(tuned.chosen)} shapes cut otherwise than by the model")
+        return tuned
 
     def executor(self, artifact: Artifact) -> Execute | None:
         if self.architecture != host_architecture():

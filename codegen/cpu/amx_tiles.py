@@ -17,7 +17,7 @@ from qcompiler.codegen.cpu.amx_contraction import MatrixTile, blocks_of_image, c
 from qcompiler.codegen.cpu.contraction import Geometry
 from qcompiler.codegen.cpu.isa.amx import TILE_ROW_BYTES, TILE_ROWS, Amx
 from qcompiler.codegen.cpu.operand_packing import VECTORS
-from qcompiler.codegen.cpu.tiles import choose_tile, cycles
+from qcompiler.codegen.cpu.tiles import rank_tiles
 
 LEAST_PRODUCT = 10.0  # cycles between two products of any shape
 SPLIT_ROW = 3.0  # more for a row that crosses a cache line
@@ -89,11 +89,19 @@ def _step_sizes(geometry: Geometry) -> list[int]:
     return sorted(sizes)
 
 
-@functools.cache
 def choose_matrix_tile(isa: Amx, geometry: Geometry) -> MatrixTile | None:
     """The cheapest block of tiles by the model, or None where vectors are cheaper."""
-    if geometry.pixels < LEAST_ROWS:
+    ranked = rank_matrix_tiles(geometry)
+    if not ranked or ranked[0][0] > GAIN * rank_tiles(isa, geometry)[0][0]:
         return None
+    return ranked[0][1]
+
+
+@functools.cache
+def rank_matrix_tiles(geometry: Geometry) -> tuple[tuple[float, MatrixTile], ...]:
+    """All blocks of tiles with their modelled cycles, cheapest first."""
+    if geometry.pixels < LEAST_ROWS:
+        return ()
     widest = -(-geometry.channels // (TILE_ROW_BYTES // 4))
     most = min(TILE_ROWS, geometry.pixels)
     runs = {-(-geometry.pixels // r) for r in range(LEAST_ROWS, most + 1)}
@@ -104,14 +112,8 @@ def choose_matrix_tile(isa: Amx, geometry: Geometry) -> MatrixTile | None:
         for quads in _step_sizes(geometry)
         if (vectors == VECTORS if geometry.weight_copies else vectors <= widest)
     ]
-    if not candidates:
-        return None
     costs = {block: _cycles(geometry, block) for block in candidates}
-    best = min(costs, key=costs.__getitem__)
-    vector = choose_tile(isa, geometry)
-    if costs[best] > GAIN * cycles(isa, geometry, vector.lines, vector.pixels, vector.vectors):
-        return None
-    return _tasks(geometry, best)
+    return tuple((costs[block], _tasks(geometry, block)) for block in sorted(costs, key=costs.__getitem__))
 
 
 def _tasks(geometry: Geometry, block: _Block) -> MatrixTile:

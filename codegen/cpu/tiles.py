@@ -68,9 +68,14 @@ def fits(isa: VectorInstructionSet, positions: int, vectors: int) -> bool:
     return groups * rows * vectors + streams + isa.dot_temporaries <= isa.registers
 
 
-@functools.cache
 def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
-    """The cheapest tile by the model; ties go to fewer lines and wider pixels, then to fewer vectors."""
+    """The cheapest tile by the model."""
+    return rank_tiles(isa, geometry)[0][1]
+
+
+@functools.cache
+def rank_tiles(isa: VectorInstructionSet, geometry: Geometry) -> tuple[tuple[float, Tile], ...]:
+    """All tiles with their modelled cycles, cheapest first; ties go to fewer lines and wider pixels, fewer vectors."""
     if geometry.weight_copies:
         widths: Iterable[int] = (4,)  # what packing at run time makes
     else:
@@ -84,8 +89,13 @@ def choose_tile(isa: VectorInstructionSet, geometry: Geometry) -> Tile:
         if lines * pixels <= isa.most_positions
         if fits(isa, lines * pixels, vectors) and (lines == 1 or pixels == geometry.pixels)
     ]
-    _, lines, negative_pixels, vectors = min(candidates)
-    pixels = -negative_pixels
+    return tuple(
+        (cost, _tile(isa, geometry, lines, -narrow, vectors)) for cost, lines, narrow, vectors in sorted(candidates)
+    )
+
+
+def _tile(isa: VectorInstructionSet, geometry: Geometry, lines: int, pixels: int, vectors: int) -> Tile:
+    """With the order and the size of its tasks."""
     weights = geometry.groups * geometry.channels * geometry.taps * geometry.quads * 4
     # The set of the inner sweep is read again for every step of the outer one: keep the larger set outside.
     channels_outer = weights > SWEEP_BYTES or weights * geometry.images * geometry.lines >= geometry.input_elements
