@@ -1,4 +1,4 @@
-"""`qcompiler compile --tune`: what the manifest records, where it is refused, and that nothing else looks at the cache."""
+"""`qcompiler compile --tune`: what the manifest records, where it is refused, and that nothing else reads the cache."""
 
 from __future__ import annotations
 
