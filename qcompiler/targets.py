@@ -167,7 +167,7 @@ class CpuBackend:
         from qcompiler.codegen.cpu.measure import request_state
         from qcompiler.codegen.cpu.target import runs_here
 
-        mine = self.target.levels if self.architecture == platform.machine() else ()
+        mine = self.target.levels if self.architecture == host_architecture() else ()
         return next((level for level in mine if runs_here(level) and request_state(level)), None)
 
     def _tune(self, program: IntegerProgram, progress: Progress) -> Tuned:
