@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, cast, constant, load, shuffle, splat
-from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pieces
+from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, cast, constant, load, splat
+from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pack_rows, pieces
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
 from qcompiler.codegen.cpu.packed_weights import Blocks, channel_order, pack_units, pack_weights
@@ -449,7 +449,6 @@ class _Writer:
     def _finish(self, acc: Registers, targets: list[Expr], operands: list[Expr]) -> None:
         """Requantise, pack, apply the fused operations and store; positions in the output and in the operands."""
         e, isa, lanes = self.e, self.isa, self.lanes
-        byte_lanes = 4 * lanes
         scales = [self.requantizer.constants(self.scale_lane + v * lanes, lanes) for v in range(self.vectors)]
         for unit in pack_units(self.vectors, len(targets)):
             scaled = []
@@ -460,24 +459,7 @@ class _Writer:
             first = unit[0][1]
             width = len(unit) // len(rows) * lanes
             valid = min(width, self.channels - first * lanes)
-            # LLVM 22 narrows and widens a byte clamp without end when parts of its result are stored separately.
-            whole = valid == byte_lanes
-            if not whole:
-                scaled = [isa.clamp_words(v, self.rescale.minimum, self.rescale.maximum, lanes) for v in scaled]
-            # Missing vectors repeat the last one: their bytes are dropped.
-            packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
-            order = [
-                p
-                for k in range(len(rows))
-                for p, (slot, _) in enumerate(isa.pack_order(lanes))
-                if slot // (width // lanes) == k and slot < len(unit)
-            ]
-            order += [order[-1]] * (byte_lanes - len(order))
-            if order != list(range(byte_lanes)):
-                packed = shuffle([packed], order)
-            if whole:
-                packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, byte_lanes)
-            packed = e.bind(packed, f"{self.isa.storage}x{byte_lanes}", "bytes")
+            packed = pack_rows(isa, e, scaled, len(rows), valid, self.rescale)
             channel = self.channel + first * lanes
             channels = self.geometry.output_channels
             at = [targets[r] * channels + channel for r in rows]

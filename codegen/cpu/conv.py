@@ -21,6 +21,7 @@ from qcompiler.codegen.cpu.kernel import Group, Step
 from qcompiler.codegen.cpu.matrix_work import matrix_kernel
 from qcompiler.codegen.cpu.pad import padded_input
 from qcompiler.codegen.cpu.requantize import reachable_bound
+from qcompiler.codegen.cpu.winograd import applies, winograd_steps
 from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,9 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
         assert not any(border)
         return depthwise(group, isa, bordered)
     x, *others = group.inputs
+    if applies(op, isa):
+        steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
+        return [*steps, *winograd_steps(group, isa, source, shape, border, offset_of(x, isa))]
     steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded", isa.operand_dtype)
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)

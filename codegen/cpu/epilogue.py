@@ -6,13 +6,14 @@ through memory is saved. A vector holds the same `width` channels of one or more
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group
+from qcompiler.codegen.cpu.requantize import Rescale
 from qcompiler.sim.integer_program import Add, Operation, Tensor
 
 
@@ -52,6 +53,35 @@ def fused_ops(group: Group) -> tuple[FusedOp, ...]:
         out.append(FusedOp("add", ours, other, op.bias, op.shift, op.minimum, op.maximum))
         previous = op.output
     return tuple(out)
+
+
+def pack_rows(
+    isa: VectorInstructionSet, e: Emitter, scaled: Sequence[Expr], rows: int, valid: int, rescale: Rescale
+) -> Expr:
+    """Requantised words of some rows, at most four vectors in all, as clamped bytes: row after row, channels in order.
+
+    scaled: int32 ``q + storage offset``, the vectors of the first row first; valid: bytes of a row that will be stored.
+    """
+    lanes = isa.lanes(4)
+    count, vectors = 4 * lanes, len(scaled) // rows
+    # LLVM 22 narrows and widens a byte clamp without end when parts of its result are stored separately.
+    whole = valid == count
+    if not whole:
+        scaled = [isa.clamp_words(v, rescale.minimum, rescale.maximum, lanes) for v in scaled]
+    # Missing vectors repeat the last one: their bytes are dropped.
+    packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], lanes)
+    order = [
+        p
+        for row in range(rows)
+        for p, (slot, _) in enumerate(isa.pack_order(lanes))
+        if slot // vectors == row and slot < len(scaled)
+    ]
+    order += [order[-1]] * (count - len(order))
+    if order != list(range(count)):
+        packed = shuffle([packed], order)
+    if whole:
+        packed = isa.clamp_bytes(packed, rescale.minimum, rescale.maximum, count)
+    return e.bind(packed, f"{isa.storage}x{count}", "bytes")
 
 
 class Epilogue:
