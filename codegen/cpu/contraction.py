@@ -169,7 +169,7 @@ def _tiles_per_line(geometry: Geometry, tile: Tile) -> int:
     return -(-geometry.pixels // tile.pixels)
 
 
-def _sweep_tiles(geometry: Geometry, tile: Tile) -> int:
+def sweep_tiles(geometry: Geometry, tile: Tile) -> int:
     """Tiles of one channel block before the next block begins."""
     if tile.channels_outer:
         return geometry.images * _line_groups(geometry, tile) * _tiles_per_line(geometry, tile)
@@ -183,10 +183,12 @@ def contraction(
 
     operations' second operands; constants: packed weights and bias, scales, the fused operations' own; the output.
     """
-    return _Writer(isa, geometry, tile, rescale, fused).function()
+    return Writer(isa, geometry, tile, rescale, fused).function()
 
 
-class _Writer:
+class Writer:
+    """Emits the loops; `paired_contraction` has the same ones around another inner loop."""
+
     def __init__(
         self, isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...]
     ) -> None:
@@ -201,27 +203,29 @@ class _Writer:
         self.vector_elements = isa.block.depth * self.lanes
         # In elements of the weight buffer: one group's channels over the whole window.
         self.group_weights = self.window_units * self.blocks.total_vectors * self.vector_elements
-        weights = geometry.groups * self.group_weights
-        copies = max(geometry.weight_copies, 1)
-
-        def weight_buffers() -> None:
-            self.w = e.buffer("w", weights * copies, isa.weight_dtype)
-            self.bias = e.buffer("bias", self.padded * copies, "int32")
-
-        self.x = e.buffer("x", geometry.input_elements, self.isa.operand_dtype)
+        self.input_buffers()
         if geometry.weight_copies:
-            weight_buffers()
+            self.weight_buffers()
         if geometry.row_bias:
             self.row_bias = e.buffer("row_bias", geometry.input_elements // geometry.pixel_stride, "int32")
         elements = geometry.positions * geometry.output_channels
         self.epilogue = Epilogue(isa, e, fused, elements)
         if not geometry.weight_copies:
-            weight_buffers()
+            self.weight_buffers()
         self.requantizer = Requantizer(isa, rescale, e, self.padded)
         self.rescale = rescale
         self.epilogue.constants()
         self.y = e.buffer("y", geometry.output_bytes, self.isa.storage)
         self.task_begin, self.task_end = e.scalar("task_begin"), e.scalar("task_end")
+
+    def input_buffers(self) -> None:
+        self.x = self.e.buffer("x", self.geometry.input_elements, self.isa.operand_dtype)
+
+    def weight_buffers(self) -> None:
+        copies = max(self.geometry.weight_copies, 1)
+        weights = self.geometry.groups * self.group_weights * copies
+        self.w = self.e.buffer("w", weights, self.isa.weight_dtype)
+        self.bias = self.e.buffer("bias", self.padded * copies, "int32")
 
     def function(self) -> Any:
         e, g, tile = self.e, self.geometry, self.tile
@@ -376,7 +380,7 @@ class _Writer:
         full, rest = divmod(self.units, most)
         steps = full + (rest > 0)
         line = 64 // np.dtype(self.isa.weight_dtype).itemsize
-        share = -(-unit * min(most, self.units) // _sweep_tiles(g, self.tile))
+        share = -(-unit * min(most, self.units) // sweep_tiles(g, self.tile))
         # With few tiles the weights stream through, and the hardware's prefetcher keeps up by itself.
         prefetching = self.isa.prefetches and share <= line and not g.weight_copies
         behind = self.window_units * unit + number * (g.taps * steps * share)

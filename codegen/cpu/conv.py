@@ -20,6 +20,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
 from qcompiler.codegen.cpu.matrix_work import matrix_kernel
 from qcompiler.codegen.cpu.pad import padded_input
+from qcompiler.codegen.cpu.paired_contraction import choose_paired_tile, paired_kernel, pays
 from qcompiler.codegen.cpu.requantize import reachable_bound
 from qcompiler.codegen.cpu.winograd import applies, winograd_steps
 from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor
@@ -45,6 +46,15 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded", isa.operand_dtype)
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
+    if pays(isa, geometry, weights):
+        tile = choose_paired_tile(isa, geometry)
+        stored_steps, stored, _ = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.stored")
+        kernel = paired_kernel(
+            "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize,
+            reachable_bound(op, x), fused_ops(group),
+        )  # fmt: skip
+        names = (stored, source, *(t.name for t in others))
+        return [*stored_steps, *steps, Step(kernel, names, group.output.name, geometry.output_bytes, group.names)]
     kernel = matrix_kernel(
         "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
         fused_ops(group),

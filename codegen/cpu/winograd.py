@@ -37,7 +37,7 @@ from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
 from qcompiler.codegen.cpu.loops import for_chunks, tasks
 from qcompiler.codegen.cpu.packed_weights import Blocks, channel_order
 from qcompiler.codegen.cpu.requantize import Requantizer, Rescale, reachable_bound, rescale_constants, rescale_of
-from qcompiler.sim.integer_program import Conv2d
+from qcompiler.sim.integer_program import Conv2d, Shape
 
 Array = npt.NDArray[Any]
 ELEMENTS = 16  # of a transformed tile
@@ -53,7 +53,7 @@ _DOUBLE_G = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], dtype=np.int
 class WinogradGeometry:
     """input: N, H, W, C of the padded image; output: lines and pixels, channels; rows: of tiles in a chunk."""
 
-    input: tuple[int, int, int, int]
+    input: Shape
     lines: int
     pixels: int
     channels: int
@@ -109,7 +109,7 @@ def applies(op: Conv2d, isa: VectorInstructionSet) -> bool:
 
 
 def winograd_steps(
-    group: Group, isa: VectorInstructionSet, source: str, shape: tuple[int, int, int, int], border: Border, offset: int
+    group: Group, isa: VectorInstructionSet, source: str, shape: Shape, border: Border, offset: int
 ) -> list[Step]:
     """The two steps for a convolution on the padded image `source` of stored bytes.
 

@@ -132,6 +132,15 @@ class VectorInstructionSet(InstructionSet):
         """
         raise NotImplementedError  # pragma: no cover - abstract
 
+    @property
+    def saturating_pairs(self) -> bool:
+        """Whether `saturating_dot` exists and is cheaper than `dot`."""
+        return False
+
+    def saturating_dot(self, acc: Expr, quads: Expr, weights: Expr) -> Expr:
+        """`dot` of unsigned stored bytes and int8 weights where no sum of two products leaves 16 bits."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
     # ------------------------------------------------------------------------------------------ blocks
     def load_block_weights(self, buffer: Buffer, index: Expr, lanes: int) -> tuple[Expr, ...]:
         """One arranged vector of weights of the block's depth from element `index` on; depth * lanes elements."""
@@ -147,10 +156,12 @@ class VectorInstructionSet(InstructionSet):
 
     def load_operand(self, e: Emitter, x: Buffer, index: Expr) -> tuple[Expr, ...]:
         """The operand of one quad for every lane alike, where a run is one quad of one position."""
-        lanes = self.lanes(4)
+        return tuple(e.bind_typed(v) for v in self.operand(self.broadcast_quad(x, index), self.lanes(4)))
+
+    def broadcast_quad(self, x: Buffer, index: Expr) -> Expr:
+        """Four stored bytes in every lane."""
         word = bits(load(x, index, 4), "int32")
-        quads = bits(splat(word, "int32", lanes), f"{self.storage}x{4 * lanes}")
-        return tuple(e.bind_typed(v) for v in self.operand(quads, lanes))
+        return bits(splat(word, "int32", self.lanes(4)), f"{self.storage}x{self.vector_bytes}")
 
     def multiply(
         self, acc: Sequence[Expr], operand: tuple[Expr, ...], weights: tuple[Expr, ...], constant_weights: bool
