@@ -39,7 +39,8 @@ class MatrixTile:
 
     rows: pixels of a tile, at most those of a line; row_tiles, vectors: tiles of a block along the positions and
     along the channels; step_quads: quads of one product; blocks: in one task, along the positions; channels_outer:
-    tasks run through all positions of one channel block before the next.
+    tasks run through all positions of one channel block before the next. joined: all lines of an image are one, and
+    what lies between the lines of the input is computed too (see `joined_pixels`); a task then holds a whole image.
     """
 
     rows: int
@@ -48,6 +49,7 @@ class MatrixTile:
     step_quads: int
     blocks: int
     channels_outer: bool
+    joined: bool = False
 
     @property
     def tile_shapes(self) -> list[tuple[int, int]]:
@@ -68,12 +70,31 @@ class MatrixTile:
         return list(range(ACCUMULATORS + len(self.activation_tiles), 2 * ACCUMULATORS))
 
 
+def pitch(geometry: Geometry) -> int:
+    """Pixels from one line of the input to the next; zero if that is no whole number."""
+    return 0 if geometry.line_stride % geometry.pixel_stride else geometry.line_stride // geometry.pixel_stride
+
+
+def joined_pixels(geometry: Geometry) -> int:
+    """Pixels of an image whose lines are one.
+
+    What is computed between two lines is stored where the next line, or the border, is written afterwards: positions
+    come in ascending order.
+    """
+    return (geometry.lines - 1) * pitch(geometry) + geometry.pixels
+
+
+def _sweep(geometry: Geometry, tile: MatrixTile) -> tuple[int, int]:
+    """Lines of an image and pixels of a line, as the tiles run over them."""
+    return (1, joined_pixels(geometry)) if tile.joined else (geometry.lines, geometry.pixels)
+
+
 def tiles_of_line(geometry: Geometry, tile: MatrixTile) -> int:
-    return -(-geometry.pixels // tile.rows)
+    return -(-_sweep(geometry, tile)[1] // tile.rows)
 
 
 def tiles_of_image(geometry: Geometry, tile: MatrixTile) -> int:
-    return geometry.lines * tiles_of_line(geometry, tile)
+    return _sweep(geometry, tile)[0] * tiles_of_line(geometry, tile)
 
 
 def blocks_of_image(geometry: Geometry, tile: MatrixTile) -> int:
@@ -143,7 +164,9 @@ class _Writer:
         self, isa: Amx, geometry: Geometry, tile: MatrixTile, rescale: Rescale, fused: tuple[FusedOp, ...]
     ) -> None:
         assert isinstance(isa, Amx) and tile.row_tiles * tile.vectors <= ACCUMULATORS
-        assert tile.rows <= geometry.pixels and geometry.quads % tile.step_quads == 0
+        self.line_pixels = _sweep(geometry, tile)[1]
+        assert tile.rows <= self.line_pixels and geometry.quads % tile.step_quads == 0
+        assert not tile.joined or tile.blocks == blocks_of_image(geometry, tile)
         self.isa, self.geometry, self.tile, self.rescale = isa, geometry, tile, rescale
         self.blocks = channel_blocks(geometry, tile)
         self.run_steps = geometry.quads // tile.step_quads
@@ -247,8 +270,8 @@ class _Writer:
             index = tirx.min(index, constant(total - 1))
         line, piece = _divmod(e, e.bind(index, "int32", "run"), tiles_of_line(g, tile))
         pixel = piece * tile.rows
-        if g.pixels % tile.rows:
-            pixel = tirx.min(pixel, constant(g.pixels - tile.rows))
+        if self.line_pixels % tile.rows:
+            pixel = tirx.min(pixel, constant(self.line_pixels - tile.rows))
         return line, e.bind(pixel, "int32", "pixel")
 
     # ------------------------------------------------------------------------------------------- products
@@ -386,15 +409,22 @@ class _Writer:
                     acc = acc + addend
                 scales = self.requantizer.constants(self.scale_lane + v * LANES, LANES)
                 scaled.append(e.bind(self.requantizer.apply(acc, scales, LANES), dtype))
+        places = [self._output(line, pixel + r) for r in range(rows)]
+        self._pack_and_store(scaled, [p for p, _ in places], [o for _, o in places])
+
+    def _output(self, line: Expr, pixel: Expr) -> tuple[Expr, Expr]:
+        """The position of a pixel in the output, and in the fused operations' operands, which have no border."""
+        e, g = self.e, self.geometry
+        if self.tile.joined:
+            line, pixel = _divmod(e, pixel, pitch(g))
         target = (self.image * g.bordered_lines + line + g.border[0]) * g.bordered_pixels + g.border[1] + pixel
         target = e.bind(target, "int32", "out")
-        operand = target
-        if any(g.border):
-            operand = e.bind((self.image * g.lines + line) * g.pixels + pixel, "int32", "operand")
-        self._pack_and_store(scaled, rows, target, operand)
+        if not any(g.border):
+            return target, target
+        return target, e.bind((self.image * g.lines + line) * g.pixels + pixel, "int32", "operand")
 
-    def _pack_and_store(self, scaled: list[Expr], rows: int, target: Expr, operand: Expr) -> None:
-        e, isa = self.e, self.isa
+    def _pack_and_store(self, scaled: list[Expr], targets: list[Expr], operands: list[Expr]) -> None:
+        e, isa, rows = self.e, self.isa, len(targets)
         count = 4 * LANES
         width = self.vectors * LANES
         valid = min(width, self.channels)
@@ -416,8 +446,8 @@ class _Writer:
             packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, count)
         packed = e.bind(packed, f"{isa.storage}x{count}", "bytes")
         channels = self.geometry.output_channels
-        at = [e.bind((target + r) * channels + self.channel, "int32", "to") for r in range(rows)]
-        operand_at = [(operand + r) * channels + self.channel for r in range(rows)]
+        at = [e.bind(target * channels + self.channel, "int32", "to") for target in targets]
+        operand_at = [operand * channels + self.channel for operand in operands]
         self.epilogue.finish(packed, at, operand_at, width, valid, self.y)
 
     # --------------------------------------------------------------------------------------------- border
@@ -433,20 +463,27 @@ class _Writer:
                     for start, length in pieces(self.channels):
                         e.store(self.y, at + start, splat(g.fill, self.isa.storage, length), length)
 
+        def surround(line: Expr) -> None:
+            start = (self.image * g.bordered_lines + line + top) * g.bordered_pixels
+            start = e.bind(start, "int32", "start")
+            fill(start, left)
+            fill(start + (left + g.pixels), right)
+            if top:
+                with e.when(line == 0):
+                    fill(start - top * g.bordered_pixels, top * g.bordered_pixels)
+            if bottom:
+                with e.when(line == g.lines - 1):
+                    fill(start + g.bordered_pixels, bottom * g.bordered_pixels)
+
+        if tile.joined:
+            with e.loop(g.lines, "line") as line:
+                surround(line)
+            return
         pieces_of_line = tiles_of_line(g, tile)
         with e.loop(end - begin, "run", begin) as run:
             line, piece = _divmod(e, run, pieces_of_line)
-            start = (self.image * g.bordered_lines + line + top) * g.bordered_pixels
-            start = e.bind(start, "int32", "start")
             with e.when(piece == 0 if pieces_of_line > 1 else True):
-                fill(start, left)
-                fill(start + (left + g.pixels), right)
-                if top:
-                    with e.when(line == 0):
-                        fill(start - top * g.bordered_pixels, top * g.bordered_pixels)
-                if bottom:
-                    with e.when(line == g.lines - 1):
-                        fill(start + g.bordered_pixels, bottom * g.bordered_pixels)
+                surround(line)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,14 @@ import functools
 import math
 from dataclasses import dataclass
 
-from qcompiler.codegen.cpu.amx_contraction import MatrixTile, blocks_of_image, channel_blocks, in_steps
+from qcompiler.codegen.cpu.amx_contraction import (
+    MatrixTile,
+    blocks_of_image,
+    channel_blocks,
+    in_steps,
+    joined_pixels,
+    pitch,
+)
 from qcompiler.codegen.cpu.contraction import Geometry
 from qcompiler.codegen.cpu.isa.amx import TILE_ROW_BYTES, TILE_ROWS, Amx
 from qcompiler.codegen.cpu.operand_packing import VECTORS
@@ -32,6 +39,7 @@ SWEEP_BYTES = 256 * 1024
 TASK_CYCLES = 12_000.0
 SHAPES = ((2, 2), (1, 4), (4, 1), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 LEAST_ROWS = 4
+JOINED_TASKS = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,13 @@ class _Block:
     row_tiles: int
     vectors: int
     step_quads: int
+    joined: bool = False
+
+
+def _tile(block: _Block, blocks: int, channels_outer: bool) -> MatrixTile:
+    return MatrixTile(
+        block.rows, block.row_tiles, block.vectors, block.step_quads, blocks, channels_outer, block.joined
+    )  # fmt: skip
 
 
 def _block_cycles(geometry: Geometry, block: _Block, vectors: int) -> float:
@@ -70,7 +85,7 @@ def _split_share(geometry: Geometry, row_bytes: int) -> float:
 
 def _cycles(geometry: Geometry, block: _Block) -> float:
     whole = in_steps(geometry, block.step_quads)
-    tile = MatrixTile(block.rows, block.row_tiles, block.vectors, block.step_quads, 1, True)
+    tile = _tile(block, 1, True)
     channels = channel_blocks(geometry, tile)
     total = 0.0
     for count, vectors in ((channels.full, block.vectors), (1, channels.tail_vectors)):
@@ -105,9 +120,12 @@ def rank_matrix_tiles(geometry: Geometry) -> tuple[tuple[float, MatrixTile], ...
     widest = -(-geometry.channels // (TILE_ROW_BYTES // 4))
     most = min(TILE_ROWS, geometry.pixels)
     runs = {-(-geometry.pixels // r) for r in range(LEAST_ROWS, most + 1)}
+    rows = [(-(-geometry.pixels // run), False) for run in runs]
+    if _may_join(geometry, widest):
+        rows.append((min(TILE_ROWS, joined_pixels(geometry)), True))
     candidates = [
-        _Block(-(-geometry.pixels // run), row_tiles, vectors, quads)
-        for run in runs
+        _Block(row_count, row_tiles, vectors, quads, joined)
+        for row_count, joined in rows
         for row_tiles, vectors in SHAPES
         for quads in _step_sizes(geometry)
         if (vectors == VECTORS if geometry.weight_copies else vectors <= widest)
@@ -116,11 +134,19 @@ def rank_matrix_tiles(geometry: Geometry) -> tuple[tuple[float, MatrixTile], ...
     return tuple((costs[block], _tasks(geometry, block)) for block in sorted(costs, key=costs.__getitem__))
 
 
+def _may_join(geometry: Geometry, channel_vectors: int) -> bool:
+    """Whether lines can be computed as one: little between them, and tasks enough without dividing an image."""
+    if geometry.lines == 1 or not geometry.pixels <= pitch(geometry) <= 2 * geometry.pixels:
+        return False
+    return geometry.images * geometry.groups * channel_vectors >= JOINED_TASKS
+
+
 def _tasks(geometry: Geometry, block: _Block) -> MatrixTile:
-    tile = MatrixTile(block.rows, block.row_tiles, block.vectors, block.step_quads, 1, True)
+    tile = _tile(block, 1, True)
     weights = geometry.groups * geometry.channels * (geometry.taps * geometry.quads) * 4
     # The set of the inner sweep is read again for every step of the outer one: keep the larger set outside.
     channels_outer = weights > SWEEP_BYTES or weights >= geometry.input_elements
     cost = _block_cycles(in_steps(geometry, block.step_quads), block, block.vectors)
-    blocks = max(1, min(blocks_of_image(geometry, tile), int(TASK_CYCLES / cost)))
-    return MatrixTile(block.rows, block.row_tiles, block.vectors, block.step_quads, blocks, channels_outer)
+    whole = blocks_of_image(geometry, tile)
+    blocks = whole if block.joined else max(1, min(whole, int(TASK_CYCLES / cost)))
+    return _tile(block, blocks, channels_outer)
