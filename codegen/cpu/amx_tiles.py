@@ -29,6 +29,7 @@ from qcompiler.codegen.cpu.tiles import rank_tiles
 LEAST_PRODUCT = 10.0  # cycles between two products of any shape
 SPLIT_ROW = 3.0  # more for a row that crosses a cache line
 L1_BYTES = 40 * 1024
+NEAR_INPUT = 44 * 1024  # activations that stay in the first-level cache while weights stream past it
 L2_BYTES_PER_CYCLE = 40.0
 UNIT_CYCLES = 14.0  # epilogue of 64 bytes of output
 BLOCK_CYCLES = 70.0  # biases, stores of the sums, the latency of the last product
@@ -67,7 +68,7 @@ def _block_cycles(geometry: Geometry, block: _Block, vectors: int) -> float:
     loads = a_loads * a_load + vectors * block.step_quads * 0.5
     panel = vectors * TILE_ROW_BYTES * (geometry.taps * geometry.quads)
     window = block.row_tiles * block.rows * row_bytes * steps
-    far = (block.row_tiles * block.rows * row_bytes if geometry.input_elements > L1_BYTES else 0) + (
+    far = (block.row_tiles * block.rows * row_bytes if geometry.input_elements > NEAR_INPUT else 0) + (
         vectors * TILE_ROW_BYTES * block.step_quads if panel + min(window, geometry.input_elements) > L1_BYTES else 0
     )
     work = steps * max(products, loads + far / L2_BYTES_PER_CYCLE)
