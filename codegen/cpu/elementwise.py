@@ -233,7 +233,8 @@ def table_kernel(op: Table, x: Tensor, isa: VectorInstructionSet) -> Kernel:
         return Kernel("table", table_template, parameters, x.elements // op.table.shape[0], (table,), in_place=(0,))
     parameters = {"elements": x.elements, "channels": 1}
     constants = (isa.arrange_table(table),)
-    return Kernel("table", table_template, parameters, -(-x.elements // BLOCK), constants, in_place=(0,))
+    tasks = -(-x.elements // BLOCK)
+    return Kernel("table", table_template, parameters, tasks, constants, in_place=(0,), extended=isa.own_tables)
 
 
 # --------------------------------------------------------------------------------------------- boundary

@@ -13,13 +13,13 @@ before; a tile load takes half a cycle a row, and three more for each row that c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, constant
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, bits, constant, intrinsic, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import Array
 from qcompiler.codegen.cpu.isa.x86 import AVX512_VNNI, Avx512Vnni
 
@@ -32,11 +32,36 @@ ACCUMULATORS = 4  # tiles 0..3; the other four hold operands
 
 @dataclass(frozen=True, eq=False)
 class Amx(Avx512Vnni):
-    """Tile instructions; vectors are those of AVX-512 VNNI."""
+    """Tile instructions; vectors are those of AVX-512 VNNI, but for VBMI's byte tables, which every such CPU has."""
 
     @property
     def peak_macs(self) -> float:
         return float(TILE_ROWS * TILE_ROW_BYTES)
+
+    # Byte tables by VPERMI2B, which looks up 128 entries: one for each half, chosen by the index's upper bit.
+    @property
+    def table_bytes(self) -> int:
+        return 256
+
+    def arrange_table(self, table: Array) -> Array:
+        return table
+
+    def table_look_up(self, e: Emitter, table: Buffer) -> Callable[[Expr, int], Expr]:
+        entries = [e.bind(load(table, k * 64, 64), "uint8x64", "entries") for k in range(4)]
+
+        def look_up(x: Expr, count: int) -> Expr:
+            if count < 64:  # tails: widen by lanes that nobody reads
+                wide = shuffle([x] * (64 // count), range(64)) if count > 1 else splat(x, "uint8", 64)
+                found = look_up(wide, 64)
+                return shuffle([found], range(count))
+            index = e.bind(bits(x, "int8x64"), "int8x64", "index")
+            low, high = (
+                intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "uint8x64", a, index, b)
+                for a, b in (entries[:2], entries[2:])
+            )
+            return tirx.Select(index < splat(0, "int8", 64), high, low)
+
+        return look_up
 
     @staticmethod
     def tile_configuration(shapes: Sequence[tuple[int, int]]) -> Array:
@@ -86,12 +111,13 @@ def _address(buffer: Buffer, index: Expr) -> Expr:
 AMX = Amx(
     name="amx",
     vector_bytes=64,
-    llvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit", "+amx-tile", "+amx-int8"]},
+    llvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit", "+avx512vbmi", "+amx-tile", "+amx-int8"]},
     storage="uint8",
-    cpu_flags=(*AVX512_VNNI.cpu_flags, "amx_tile", "amx_int8"),
+    cpu_flags=(*AVX512_VNNI.cpu_flags, "avx512vbmi", "amx_tile", "amx_int8"),
     registers=32,
     dots_per_cycle=2.0,
     rounds_down=True,
+    own_tables=True,
     base=AVX512_VNNI,
     state_component=18,  # XTILEDATA
 )

@@ -54,6 +54,19 @@ class Neon32(Neon):
         # 256 entries fill all sixteen registers: byte loads are better.
         return VectorInstructionSet.table_look_up(self, e, table)
 
+    def short_look_up(self, table: Buffer, index: Expr, count: int) -> Expr:
+        """VTBL looks up eight bytes in a pair of registers."""
+        if count < 16:
+            return super().short_look_up(table, index, count)
+        entries = [load(table, half, 8) for half in (0, 8)]
+        parts = [shuffle([index], range(half, half + 8)) for half in (0, 8)]
+        return shuffle([intrinsic("llvm.arm.neon.vtbl2", "int8x8", *entries, part) for part in parts], range(16))
+
+    def multiply_high_round(self, a: Expr, b: Expr, words: int) -> Expr:
+        if words != 8:
+            return super().multiply_high_round(a, b, words)
+        return intrinsic("llvm.arm.neon.vqrdmulh.v8i16", "int16x8", a, b)
+
 
 NEON32 = Neon32(
     name="neon",

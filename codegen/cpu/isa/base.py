@@ -74,7 +74,8 @@ class VectorInstructionSet(InstructionSet):
     vectors that can start each cycle; operand_dots: what preparing one position's operand costs beside its load,
     counted in dots; weight_registers, operand_registers, dot_temporaries: registers that a vector of weights of one
     unit, the operand of a position (for a whole run) and the inside of a `dot` take; rounds_down: `floor_fma_int`
-    costs one FMA and one conversion, rounded inside the instructions; most_positions, most_vectors: the largest tile;
+    costs one FMA and one conversion, rounded inside the instructions; own_tables: `table_look_up` uses
+    what the level adds to its base; most_positions, most_vectors: the largest tile;
     most_vectors_alone: of a tile with one position; prefetches: weights of the next block are asked
     for in time (measured to pay on x86); opaque_loops: the loops over the window must not be unrolled, because LLVM
     would then lift weights out of the loop over tiles and spill accumulators for them.
@@ -90,6 +91,7 @@ class VectorInstructionSet(InstructionSet):
     dot_temporaries: int = 0
     weight_dtype: str = "int8"
     rounds_down: bool = False
+    own_tables: bool = False
     most_positions: int = 32
     most_vectors: int = 4
     most_vectors_alone: int = 8
