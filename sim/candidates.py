@@ -25,7 +25,8 @@ from qcompiler.sim.tilings import WINDOW_KINDS, chunks, divisions, tilings
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 Values = Any
-AXES = 5  # machines, tilings, groups, steps, orders
+AXES = 6  # machines, tilings, groups, steps, orders, dataflows
+ORDERS = np.array([True, False]).reshape(1, 1, 1, 1, 2, 1)
 STEPS = 8  # pieces of a tile of vector work, so that what follows can begin early
 
 
@@ -155,18 +156,18 @@ def _parameters_fit(g: Geometry, m: Machines) -> npt.NDArray[np.bool_]:
 
 def lattice(g: Geometry, r: Residency, m: Machines, free: Values) -> Iterator[Part]:
     """All candidates for machines whose activation memory has `free` [n] bytes for tiles."""
-    tiling = _tiles(g, r).reshape(1, -1, 1, 1, 1)
+    tiling = _tiles(g, r).reshape(1, -1, 1, 1, 1, 1)
     every = np.arange(len(m))
     if g.kind in MATRIX_KINDS:
         yield from _matrix(g, r, m, free, tiling)
         return
-    wide, room = m.shaped(AXES), free.reshape(-1, 1, 1, 1, 1)
-    orders = np.array([True, False]).reshape(1, 1, 1, 1, 2)
+    wide, room = m.shaped(AXES), free.reshape(-1, 1, 1, 1, 1, 1)
+    orders = ORDERS
     if g.kind == "depthwise":
         found, valid = _lane_groups(g, m)
-        size, t = found.size[..., None, None], tilings(g)
+        size, t = found.size[..., None, None, None], tilings(g)
         fits = 2 * slot_bytes(g, r, wide, tiling, size, False) <= room
-        fits = fits & valid[..., None, None] & (orders | (size < found.count[..., None, None]))
+        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
         yield Part(
             every,
             Choice(tiling, size, orders, np.maximum(1, ceil_div(t.tile_h[tiling], STEPS)), t.tile_w[tiling]),
@@ -185,33 +186,34 @@ def lattice(g: Geometry, r: Residency, m: Machines, free: Values) -> Iterator[Pa
 
 def _matrix(g: Geometry, r: Residency, m: Machines, free: Values, tiling: Values) -> Iterator[Part]:
     t = tilings(g)
-    orders = np.array([True, False]).reshape(1, 1, 1, 1, 2)
+    orders = ORDERS
     for im2col, parted, possible, part_rows, part_channels in _variants(g, m):
-        for stationary in (False, True):
-            able = m.output_stationary if stationary else m.weight_stationary
-            if g.kind == "matmul" and stationary:
-                able = able & ~m.weight_stationary
-            rows = np.flatnonzero(possible & able)
-            if not rows.size:
-                continue
-            own = m.take(rows)
-            wide, found, valid = own.shaped(AXES), *_matrix_groups(g, own, parted)
-            size, h, w = found.size[..., None, None], t.tile_h[tiling], t.tile_w[tiling]
-            limit = np.maximum(np.floor(wide.accumulator_rows / np.array([2.0, 4, 8]).reshape(1, 1, 1, 3, 1)), 1)
-            narrow = w > limit  # not even a row of the tile is one step
-            step_h = np.where(narrow, 1, balanced(h, np.floor(limit / w)))
-            step_w = np.where(narrow, balanced(w, limit), w)
-            fits = 2 * slot_bytes(g, r, wide, tiling, size, im2col) <= free[rows].reshape(-1, 1, 1, 1, 1)
-            fits = fits & valid[..., None, None] & (orders | (size < found.count[..., None, None]))
-            # The same step again would only tie with itself.
-            again = np.zeros(np.broadcast_shapes(step_h.shape, step_w.shape), bool)
-            again[:, :, :, 1:] = (step_h[:, :, :, 1:] == step_h[:, :, :, :-1]) & (
-                step_w[:, :, :, 1:] == step_w[:, :, :, :-1]
-            )
-            at = (slice(None), *(None,) * (AXES - 1))
-            choice = Choice(tiling, size, orders, step_h, step_w, stationary, im2col, part_rows[rows][at],
-                            part_channels[rows][at])  # fmt: skip
-            yield Part(rows, choice, fits & ~again)
+        rows = np.flatnonzero(possible)
+        if not rows.size:
+            continue
+        own = m.take(rows)
+        wide, found, valid = own.shaped(AXES), *_matrix_groups(g, own, parted)
+        flow_of = np.array([False, True]).reshape(1, 1, 1, 1, 1, 2)
+        able = np.where(flow_of, wide.output_stationary, wide.weight_stationary)
+        if g.kind == "matmul":
+            able = able & ~(flow_of & wide.weight_stationary)
+        used = able.any(axis=0).reshape(2)
+        flow_of, able = flow_of[..., used], able[..., used]
+        size, h, w = found.size[..., None, None, None], t.tile_h[tiling], t.tile_w[tiling]
+        limit = np.maximum(np.floor(wide.accumulator_rows / np.array([2.0, 4, 8]).reshape(1, 1, 1, 3, 1, 1)), 1)
+        narrow = w > limit  # not even a row of the tile is one step
+        step_h = np.where(narrow, 1, balanced(h, np.floor(limit / w)))
+        step_w = np.where(narrow, balanced(w, limit), w)
+        fits = 2 * slot_bytes(g, r, wide, tiling, size, im2col) <= free[rows].reshape(-1, 1, 1, 1, 1, 1)
+        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
+        # The same step again would only tie with itself.
+        again = np.zeros(np.broadcast_shapes(step_h.shape, step_w.shape), bool)
+        same_h, same_w = (x[:, :, :, 1:] == x[:, :, :, :-1] for x in (step_h, step_w))
+        again[:, :, :, 1:] = same_h & same_w
+        at = (slice(None), *(None,) * (AXES - 1))
+        choice = Choice(tiling, size, orders, step_h, step_w, flow_of, im2col, part_rows[rows][at],
+                        part_channels[rows][at])  # fmt: skip
+        yield Part(rows, choice, fits & ~again & able)
 
 
 def needs(g: Geometry, r: Residency, m: Machines) -> tuple[Values, Values]:

@@ -93,15 +93,15 @@ class Work:
             self.first_fetch + m.constant.latency * (self.first_fetch > 0),
         )
         load, fetch = self.load - self.first_load, self.fetch - self.first_fetch
-        tail = self.last_vector + self.last_store + latency * (self.store > 0)
+        ends = head + self.last_vector + self.last_store + latency * (self.store > 0)
         compute = np.maximum(self.matrix, self.vector)
         body = np.maximum(self.matrix, self.vector + self.first_matrix)
         body = np.maximum(body, np.where(m.separate, np.maximum(load, fetch), load + fetch))
         # A buffer is asked for again when it is free, and two are on their way at a time.
-        turns = self.tiles * latency + compute
-        for flow in (self.load, self.store):
-            body = np.maximum(body, np.floor((turns + flow) / 2) * (flow > 0))
-        return head + np.maximum(body, self.store) + tail
+        flow = np.maximum(self.load, self.store)
+        turns = np.where(flow > 0, self.tiles * latency + flow, 0)
+        body = np.maximum(body, (turns + compute) / 2)
+        return np.maximum(body, self.store) + ends
 
 
 def read(memory: Memories, runs: Values, run_bytes: Values, transfers: Values = 1) -> tuple[Values, Values]:
@@ -233,15 +233,34 @@ def group_sizes(g: Geometry, b: Blocks, group: Values) -> Iterator[tuple[Values,
         yield k < number - 1, b.channels(g, (k + 1) * group) - b.channels(g, k * group)
 
 
+def block_cycles(
+    pixels: Values, part: Parts, m: Machines, output_stationary: Values, transposed: bool = False
+) -> Values:
+    """Cycles from block to block of back-to-back instructions: occupy and gap of `matrix_timing`."""
+    load, through = m.columns * ceil_div(m.rows, m.weight_width) if transposed else m.rows, m.rows + m.columns - 2
+    single = m.weight_buffers == 1
+    cycles: Values = 0.0
+    if not np.all(output_stationary):
+        cycles = part.passes * np.where(single, pixels + (load + through), np.maximum(pixels, load))
+    if np.any(output_stationary):
+        beat = part.passes * np.maximum(m.rows, load) + np.where(single, part.number * (m.rows + through), 0)
+        stationary = ceil_div(pixels, m.rows) * beat
+        cycles = np.where(output_stationary, stationary, cycles)
+    return cycles
+
+
 def step_sizes(tile: Tiles, index: Any, c: Choice) -> Iterator[tuple[Values, Values]]:
     """``(how many, pixels)`` of the steps of a kind of tile."""
     h, w = tile.h[index], tile.w[index]
     nh, nw = np.floor(h / c.step_h), np.floor(w / c.step_w)
     rh, rw = h - nh * c.step_h, w - nw * c.step_w
     yield nh * nw, c.step_h * c.step_w
-    yield nh * (rw > 0), c.step_h * rw
-    yield (rh > 0) * nw, rh * c.step_w
-    yield (rh > 0) & (rw > 0), rh * rw
+    ragged_h, ragged_w = rh > 0, rw > 0
+    if ragged_w.any():
+        yield nh * ragged_w, c.step_h * rw
+        yield ragged_h & ragged_w, rh * rw
+    if ragged_h.any():
+        yield ragged_h * nw, rh * c.step_w
 
 
 def residual(g: Geometry) -> bool:
@@ -295,12 +314,13 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
     for kind in t.kinds:
         count = kind.count[c.tiling]
         for many, size in step_sizes(kind, c.tiling, c):
-            timing = matrix_timing(size, part, m, c.output_stationary, g.transposed)
-            w.matrix = w.matrix + count * many * (timing.occupy + timing.gap)
-            steps = steps + count * many
-        if not r.image:
-            cycles, moved = read(m.constant if constant else m.main, *row_runs(kind, c.tiling, g.image[2], channels))
-            load, w.main_read = load + count * cycles, w.main_read + count * moved
+            times = count * many
+            w.matrix = w.matrix + times * block_cycles(size, part, m, c.output_stationary, g.transposed)
+            steps = steps + times
+    for window in () if r.image else t.windows:
+        count = window.count[c.tiling]
+        cycles, moved = read(m.constant if constant else m.main, *row_runs(window, c.tiling, g.image[2], channels))
+        load, w.main_read = load + count * cycles, w.main_read + count * moved
     w.matrix = w.matrix * b.count
     w.vector = pixels * b.vectors + steps * table * b.count
     if not r.image:
@@ -351,8 +371,7 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
         w.first_fetch = w.first_fetch + read(m.constant, 1, part.size * b.width)[0]
     h, wd = np.minimum(c.step_h, t.first.h[c.tiling]), np.minimum(c.step_w, t.first.w[c.tiling])
     most = h * wd
-    timing = matrix_timing(most, part, m, c.output_stationary)
-    w.first_matrix = timing.occupy + timing.gap + m.rows + m.columns
+    w.first_matrix = block_cycles(most, part, m, c.output_stationary, g.transposed) + (m.rows + m.columns)
     if not r.image:
         w.first_load = read(m.main, *row_runs(t.first, c.tiling, g.image[2], channels))[0]
     if np.any(c.im2col):
@@ -418,10 +437,10 @@ def _vector(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
             if not r.output:
                 took, bytes_ = write(m.main, *pixel_runs(h, wd, ow, o, size))
                 w.store, w.main_write = w.store + count * many * took, w.main_write + count * many * bytes_
-        if not r.image:
-            runs = row_runs(kind, c.tiling, g.image[2], g.image[3])
-            took, bytes_ = read(m.constant if constant else m.main, *runs)
-            w.bring(m, constant, count * image_loads * took, count * image_loads * bytes_)
+    for window in () if r.image else t.windows:
+        count = window.count[c.tiling] * image_loads
+        took, bytes_ = read(m.constant if constant else m.main, *row_runs(window, c.tiling, g.image[2], g.image[3]))
+        w.bring(m, constant, count * took, count * bytes_)
     loads = np.where(~c.groups_outer & (number > 1), tiles, 1)
     if g.kind == "depthwise" or g.records or g.tables:
         for many, size in ((number - 1, width), (1, last)):

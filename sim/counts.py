@@ -70,7 +70,7 @@ def _image(found: Counts, g: Geometry, c: Choice, r: Residency, image_loads: Val
     t = tilings(g)
     if not r.image:
         size: Values = 0.0
-        for kind in t.kinds:
+        for kind in t.windows:
             size = size + kind.count[c.tiling] * kind.ih[c.tiling] * kind.iw[c.tiling] * g.image[3]
         found.add(activation_write=image_loads * size)
         found.instructions = found.instructions + image_loads * t.count[c.tiling]

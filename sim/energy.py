@@ -16,8 +16,9 @@ The band is the sum of every part at its entry's low, and at its high: entries e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -38,6 +39,11 @@ LOOK_UP_BYTES = 256
 ADD_BITS, MULTIPLY_BITS = 32, 9
 MAC_FLIP_FLOPS = 3 * MULTIPLY_BITS + ADD_BITS  # weight, shadow weight, activation, partial sum
 LANE_FLIP_FLOPS = 8 * (2 * ADD_BITS)  # eight pipeline stages of an operand pair
+
+
+# Activation: array read, two vector reads, vector write, DMA read and write. Weight: array read, DMA write.
+# Parameter: vector read, DMA write. Accumulator: array read and write, vector read.
+PORTS = {"activation": 6, "weight": 2, "parameter": 2, "accumulator": 3}
 
 
 class Quantity(NamedTuple):
@@ -138,6 +144,17 @@ class EnergyTable(BaseModel):
     area_um2: _Areas
     factors: _Factors
 
+    @cached_property
+    def nodes(self) -> dict[int, Node]:
+        """The nodes that were asked for (`at`)."""
+        return {}
+
+    def at(self, node_nm: int) -> Node:
+        """All figures at a process node."""
+        if node_nm not in self.nodes:
+            self.nodes[node_nm] = Node(self, node_nm)
+        return self.nodes[node_nm]
+
 
 def load_table(path: str | Path = DEFAULT_TABLE) -> EnergyTable:
     """Read and validate an energy table. Raises HardwareError naming file and field."""
@@ -163,45 +180,87 @@ def _log_interpolate(points: Mapping[int, float], at: float) -> float:
     return points[low] * (at / low) ** slope
 
 
-def sram_byte(table: EnergyTable, node_nm: int, size_bytes: int) -> Quantity:
-    """pJ of one byte of an SRAM of this capacity."""
-    small, large = table.energy_pj.sram_8kib_64bit.at(node_nm), table.energy_pj.sram_1mib_64bit.at(node_nm)
-    weight = math.log(size_bytes / 8192) / math.log(128)
-    blend = [math.exp((1 - weight) * math.log(s) + weight * math.log(b)) / 8 for s, b in zip(small, large, strict=True)]
-    return Quantity(*blend)
+class Node:
+    """What a table says at one process node: pJ of operations and bytes, mm2 of units and memories."""
+
+    def __init__(self, table: EnergyTable, node_nm: int) -> None:
+        self.table, self.node_nm = table, node_nm
+        pj, um2 = table.energy_pj, table.area_um2
+        self.add = pj.int32_add.at(node_nm)
+        self.mac = pj.int8_multiply.at(node_nm).plus(self.add)
+        self.requantization = pj.int32_multiply.at(node_nm).plus(self.add * 2)
+        self.small, self.large = pj.sram_8kib_64bit.at(node_nm), pj.sram_1mib_64bit.at(node_nm)
+        flop, adder = um2.flip_flop.at(node_nm), um2.int32_adder.at(node_nm)
+        self.mac_um2 = um2.int8_multiplier.at(node_nm).plus(adder).plus(flop * MAC_FLIP_FLOPS)
+        # A lane: a MAC, the requantisation's multiplier, two more adders, its look-up memory in flip-flops.
+        lane = self.mac_um2.plus(um2.int32_multiplier.at(node_nm)).plus(adder * 2)
+        self.lane_um2 = lane.plus(flop * (LANE_FLIP_FLOPS + 8 * LOOK_UP_BYTES))
+        self.bit_um2 = um2.sram_bit.at(node_nm)
+        self.sram_uw = table.leakage.sram_uw_per_kib.at(node_nm)
+        self.logic_mw = table.leakage.logic_mw_per_mm2.at(node_nm)
+        self._bytes: dict[int, Quantity] = {}
+        self._external: dict[str, Quantity] = {}
+        self._macros: dict[tuple[int, int], Quantity] = {}
+
+    def sram_byte(self, size_bytes: int) -> Quantity:
+        """pJ of one byte of an SRAM of this capacity."""
+        if size_bytes not in self._bytes:
+            weight = math.log(size_bytes / 8192) / math.log(128)
+            blend = [
+                math.exp((1 - weight) * math.log(s) + weight * math.log(b)) / 8
+                for s, b in zip(self.small, self.large, strict=True)
+            ]
+            self._bytes[size_bytes] = Quantity(*blend)
+        return self._bytes[size_bytes]
+
+    def external_byte(self, memory: ExternalMemory) -> Quantity:
+        """pJ of one byte moved to or from an external memory."""
+        if memory.technology == "sram":
+            return self.sram_byte(memory.size_bytes)
+        if memory.technology not in self._external:
+            entry: Scaled = getattr(self.table.energy_pj, f"{memory.technology}_bit")
+            self._external[memory.technology] = entry.at(self.node_nm) * 8
+        return self._external[memory.technology]
+
+    def sram_mm2(self, size_bytes: int, ports: int) -> Quantity:
+        """mm2 of an SRAM with this many ports."""
+        if (size_bytes, ports) not in self._macros:
+            share, port = self.table.factors.sram_array_efficiency, self.table.factors.sram_port.quantity
+            cells = self.bit_um2 * (8 * size_bytes * 1e-6)
+            # A low efficiency makes a large macro: the bounds cross over.
+            macro = Quantity(
+                cells.value / share.value, cells.low / share.value / share.high, cells.high / share.value / share.low
+            )
+            grown = Quantity(*(m * (1 + p * (ports - 1)) for m, p in zip(macro, port, strict=True)))
+            self._macros[size_bytes, ports] = grown
+        return self._macros[size_bytes, ports]
 
 
-def external_byte(table: EnergyTable, node_nm: int, memory: ExternalMemory) -> Quantity:
-    """pJ of one byte moved to or from an external memory."""
-    if memory.technology == "sram":
-        return sram_byte(table, node_nm, memory.size_bytes)
-    entry: Scaled = getattr(table.energy_pj, f"{memory.technology}_bit")
-    return entry.at(node_nm) * 8
+def memories(machine: Machine) -> dict[str, int]:
+    """Bytes of the on-chip memories."""
+    return {
+        "activation": machine.activation_memory.size_bytes, "weight": machine.weight_memory.size_bytes,
+        "parameter": machine.vector.parameter_bytes, "accumulator": machine.matrix.accumulator_bytes,
+    }  # fmt: skip
 
 
 def prices(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     """pJ of one unit of every counter on this machine."""
-    node, pj = machine.process_nm, table.energy_pj
-    multiply, add = pj.int8_multiply.at(node), pj.int32_add.at(node)
-    main = external_byte(table, node, machine.main_memory)
+    node = table.at(machine.process_nm)
+    main = node.external_byte(machine.main_memory)
     result = {
-        "array_macs": multiply.plus(add),
-        "vector_macs": multiply.plus(add),
-        "vector_operations": add,
-        "requantizations": pj.int32_multiply.at(node).plus(add * 2),
-        "table_lookups": sram_byte(table, node, LOOK_UP_BYTES),
+        "array_macs": node.mac,
+        "vector_macs": node.mac,
+        "vector_operations": node.add,
+        "requantizations": node.requantization,
+        "table_lookups": node.sram_byte(LOOK_UP_BYTES),
         "main_read_bytes": main,
         "main_write_bytes": main,
-        "constant_read_bytes": external_byte(table, node, machine.constant_memory or machine.main_memory),
+        "constant_read_bytes": node.external_byte(machine.constant_memory or machine.main_memory),
         "instruction_bytes": main,
     }
-    for name, size in (
-        ("activation", machine.activation_memory.size_bytes),
-        ("weight", machine.weight_memory.size_bytes),
-        ("parameter", machine.vector.parameter_bytes),
-        ("accumulator", machine.matrix.accumulator_bytes),
-    ):
-        result[f"{name}_read_bytes"] = result[f"{name}_write_bytes"] = sram_byte(table, node, size)
+    for name, size in memories(machine).items():
+        result[f"{name}_read_bytes"] = result[f"{name}_write_bytes"] = node.sram_byte(size)
     assert result.keys() == COUNTERS.keys()
     return result
 
@@ -257,50 +316,63 @@ def energy(counts: npt.NDArray[np.int64], cycles: int, machine: Machine, table: 
     return Energy(groups)
 
 
-# Activation: array read, two vector reads, vector write, DMA read and write. Weight: array read, DMA write.
-# Parameter: vector read, DMA write. Accumulator: array read and write, vector read.
-PORTS = {"activation": 6, "weight": 2, "parameter": 2, "accumulator": 3}
-
-
 def area(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     """mm2 of array, vector unit, each on-chip memory and the control around them (external memories excluded)."""
-    node, um2 = machine.process_nm, table.area_um2
-    flop, adder, multiplier = um2.flip_flop.at(node), um2.int32_adder.at(node), um2.int8_multiplier.at(node)
-    mac = multiplier.plus(adder).plus(flop * MAC_FLIP_FLOPS)
-    # A lane: a MAC, the requantisation's multiplier, two more adders, its look-up memory in flip-flops.
-    lane = mac.plus(um2.int32_multiplier.at(node)).plus(adder * 2)
-    lane = lane.plus(flop * (LANE_FLIP_FLOPS + 8 * LOOK_UP_BYTES))
+    node = table.at(machine.process_nm)
     parts = {
-        "array": mac * (machine.matrix.macs_per_cycle * 1e-6),
-        "vector": lane * (machine.vector.lanes * 1e-6),
+        "array": node.mac_um2 * (machine.matrix.macs_per_cycle * 1e-6),
+        "vector": node.lane_um2 * (machine.vector.lanes * 1e-6),
     }
     overhead = table.factors.logic_overhead.quantity
     logic = parts["array"].plus(parts["vector"])
     parts["control"] = Quantity(*(part * max(factor - 1, 0) for part, factor in zip(logic, overhead, strict=True)))
-    bit, share = um2.sram_bit.at(node), table.factors.sram_array_efficiency
-    for name, size in (
-        ("activation", machine.activation_memory.size_bytes),
-        ("weight", machine.weight_memory.size_bytes),
-        ("parameter", machine.vector.parameter_bytes),
-        ("accumulator", machine.matrix.accumulator_bytes),
-    ):
-        cells = bit * (8 * size * 1e-6)
-        # A low efficiency makes a large macro: the bounds cross over.
-        macro = Quantity(
-            cells.value / share.value, cells.low / share.value / share.high, cells.high / share.value / share.low
-        )
-        port = table.factors.sram_port.quantity
-        parts[name] = Quantity(*(m * (1 + p * (PORTS[name] - 1)) for m, p in zip(macro, port, strict=True)))
+    for name, size in memories(machine).items():
+        parts[name] = node.sram_mm2(size, PORTS[name])
     return parts
+
+
+def leakage(machine: Machine, table: EnergyTable, parts: Mapping[str, Quantity]) -> Quantity:
+    """mW of leakage of the on-chip parts, whose `area` is known."""
+    node, kib = table.at(machine.process_nm), sum(memories(machine).values()) / 1024
+    logic_mm2 = parts["array"].value + parts["vector"].value + parts["control"].value
+    return (node.sram_uw * (kib / 1000)).plus(node.logic_mw * logic_mm2)
 
 
 def static_power(machine: Machine, table: EnergyTable) -> Quantity:
     """mW of leakage of the on-chip parts."""
-    node, parts = machine.process_nm, area(machine, table)
-    kib = (
-        machine.activation_memory.size_bytes + machine.weight_memory.size_bytes
-        + machine.vector.parameter_bytes + machine.matrix.accumulator_bytes
-    ) / 1024  # fmt: skip
-    logic_mm2 = parts["array"].value + parts["vector"].value + parts["control"].value
-    sram = table.leakage.sram_uw_per_kib.at(node) * (kib / 1000)
-    return sram.plus(table.leakage.logic_mw_per_mm2.at(node) * logic_mm2)
+    return leakage(machine, table, area(machine, table))
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """float64: pJ of a run [M, K, 3], mm2 and mW of leakage of a machine [M, 3]; the last axis is value, low, high."""
+
+    energy_pj: npt.NDArray[np.float64]
+    area_mm2: npt.NDArray[np.float64]
+    leakage_mw: npt.NDArray[np.float64]
+
+
+def totals(
+    counts: npt.NDArray[np.int64], cycles: npt.NDArray[np.int64], machines: Sequence[Machine], table: EnergyTable
+) -> Totals:
+    """Totals of `energy`, `area` and `static_power` for counters [M, K, COUNTERS] and cycles [M, K], bit for bit."""
+    order, column = [n for names in GROUPS.values() for n in names], {name: i for i, name in enumerate(COUNTERS)}
+    price, areas, leaks = np.zeros((len(order), len(machines), 1, 3)), [], []
+    for i, machine in enumerate(machines):
+        each, parts = prices(machine, table), area(machine, table)
+        price[:, i, 0] = [each[name] for name in order]
+        total = ZERO
+        for part in parts.values():
+            total = total.plus(part)
+        areas.append(total)
+        leaks.append(leakage(machine, table, parts))
+    result, at = np.zeros((*cycles.shape, 3)), 0
+    for names in GROUPS.values():
+        group = np.zeros_like(result)
+        for name in names:
+            group = group + price[at] * counts[:, :, column[name], None]
+            at += 1
+        result = result + group
+    seconds = cycles / (np.array([m.clock_mhz for m in machines]) * 1e6)[:, None]
+    leaked = np.array(leaks).reshape(-1, 1, 3) * (seconds * 1e9)[:, :, None]
+    return Totals(result + leaked, np.array(areas).reshape(-1, 3), np.array(leaks).reshape(-1, 3))

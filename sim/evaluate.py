@@ -156,17 +156,17 @@ def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: En
                 text = f"network {network.name!r}: {misfit(network, part[i], found)}"
                 reasons[low + i] += "\n" * bool(reasons[low + i]) + text
             cycles[low : low + BLOCK, k] = layer_cycles(s).sum(axis=0)
-            total[low : low + BLOCK, k] = counters(s)[0].sum(axis=0)
-    energies, areas, leakages = np.zeros((*shape, 3)), np.zeros((shape[0], 3)), np.zeros((shape[0], 3))
-    for i, machine in enumerate(machines):
-        if reasons[i]:
-            cycles[i], total[i] = 0, 0
-            continue
-        areas[i] = np.sum([tuple(q) for q in energy.area(machine, table).values()], axis=0)
-        leakages[i] = energy.static_power(machine, table)
-        for k in range(len(networks)):
-            energies[i, k] = energy.energy(total[i, k], int(cycles[i, k]), machine, table).total
-    return Results(reasons, cycles, total, energies, areas, leakages, np.array([m.clock_mhz for m in machines]))
+            counted, constants = counters(s)
+            total[low : low + BLOCK, k] = counted.sum(axis=0)
+            for i, text in _overflows(s, part, constants).items():
+                reasons[low + i] += "\n" * bool(reasons[low + i]) + f"network {network.name!r}: {text}"
+    able = np.array([not reason for reason in reasons], dtype=bool).reshape(-1)
+    cycles[~able], total[~able] = 0, 0
+    priced = energy.totals(total, cycles, machines, table)
+    for quantity in (priced.energy_pj, priced.area_mm2, priced.leakage_mw):
+        quantity[~able] = 0
+    clocks = np.array([m.clock_mhz for m in machines], dtype=np.float64)
+    return Results(reasons, cycles, total, priced.energy_pj, priced.area_mm2, priced.leakage_mw, clocks)
 
 
 def counters(s: Schedule) -> tuple[Ints, Ints]:
@@ -181,3 +181,25 @@ def counters(s: Schedule) -> tuple[Ints, Ints]:
             constants[machines] += own[k].constants[where].astype(np.int64)
     total[-1, s.decisions.layout >= 0, list(COUNTERS).index("instruction_bytes")] += INSTRUCTION_BYTES  # halt
     return total, constants
+
+
+def _overflows(s: Schedule, machines: Sequence[Machine], constants: Ints) -> dict[int, str]:
+    """Machines whose external memories cannot hold the data (as `program.NpuProgram` checks), with the reason."""
+    m, found, alignments = s.machines, {}, {}
+    for i in np.flatnonzero(s.decisions.layout >= 0).tolist():
+        key = int(s.decisions.layout[i]), int(m.main.burst_bytes[i])
+        if key not in alignments:
+            alignments[key] = max(s.decisions.layouts[key[0]].outside(key[1])[1], 1)
+        used, what = alignments[key], "main data takes"
+        if not m.separate[i]:
+            used, what = used + int(constants[i]), "main and constant data take"
+        elif constants[i] > m.constant.size_bytes[i]:
+            have = int(m.constant.size_bytes[i])
+            found[i] = (
+                f"its constants take {constants[i]} bytes; the constant memory of {machines[i].name!r} has {have}"
+            )
+            continue
+        if used > m.main.size_bytes[i]:
+            have = int(m.main.size_bytes[i])
+            found[i] = f"{what} {used} bytes; the main memory of {machines[i].name!r} has {have}"
+    return found

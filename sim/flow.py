@@ -249,15 +249,15 @@ class _Run:
             weights_first = np.where(whole, weights_first, first)
             weights_last = np.where(whole, weights_last, self.done)
             weights_last = np.where(weighted, weights_last, 0)
-        operand = np.zeros_like(n)
-        added = v["added"] > 0
-        if added.any():
-            source = self.sources[-1].at(np.minimum(v["output_step"], 1)) if len(self.sources) > 1 else 0
-            gate = np.maximum(np.maximum(dispatch, s[S.operand2]), source)
-            self.request(v["operand_apart"], gate, a["operand"] / n / v["transfers"], v["transfers"], added)
-            operand = np.where(added, self.done, 0)
-        elif len(self.sources) > 1 and self.kind != "matmul":
+        operand, added = np.zeros_like(n), v["added"] > 0
+        if len(self.sources) > 1 and self.kind != "matmul":
             operand = self.sources[-1].at(v["first_step"])
+        if added.any():
+            gate = np.maximum(dispatch, s[S.operand2])
+            if len(self.sources) > 1:
+                gate = np.maximum(gate, self.sources[-1].at(np.minimum(v["output_step"], 1)))
+            self.request(v["operand_apart"], gate, a["operand"] / n / v["transfers"], v["transfers"], added)
+            operand = np.where(added, self.done, operand)
         output = np.where(v["written"] > 0, s[S.output2], 0)
         # What comes for the other visits of the run.
         rest_image = np.where(staged, (a["load"] - a["load"] / loads), 0)

@@ -21,7 +21,7 @@ from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 FINALISTS = 6
 RESOLUTION = 64  # mappings whose cycles differ by less than a 64th are told apart by their traffic
-LATTICE = 1 << 17  # candidates that are ranked at a time
+LATTICE = 1 << 15  # candidates that are ranked at a time
 NEVER = np.iinfo(np.int64).max
 BYTE_BITS, STEP_BITS = 36, 14
 FIELDS = (

@@ -41,7 +41,7 @@ def divisions(size: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Sizes of a kind of tile, each [T]: `count` of h x w output pixels that read ih x iw of the image."""
+    """Sizes of a kind of tile, each [T]: `count` of h x w output pixels, or of ih x iw pixels of the image."""
 
     count: Floats
     h: Floats
@@ -54,14 +54,15 @@ class Tiles:
 class Tilings:
     """Convolutions, products, depthwise and pools: tile_h, tile_w [T], the first tiling being the whole image.
 
-    kinds: the distinct tiles; count [T]: tiles of the layer (of one product of a batch); window_bytes [T]: the largest
-    part of the image under a tile; batch: how often all of it is done.
+    kinds: the distinct sizes of tiles; windows: of the parts of the image under them; count [T]: tiles of the layer (of
+    one product of a batch); window_bytes [T]: the largest part of the image under a tile; batch: how often all is done.
     """
 
     tile_h: Floats
     tile_w: Floats
     count: Floats
     kinds: tuple[Tiles, ...]
+    windows: tuple[Tiles, ...]
     first: Tiles
     last: Tiles
     window_bytes: Floats
@@ -89,25 +90,34 @@ def tilings(g: Geometry) -> Tilings:
     images, h, w, _ = g.output
     batch, images = (images, 1) if g.kind == "matmul" else (1, images)
     sizes = [(rows, w) for rows in halvings(h)] + [(1, columns) for columns in halvings(w)[1:]]
-    columns, kinds, firsts, lasts = {n: _spans(g, 1, n) for _, n in sizes}, [], [], []
+    columns = {n: _spans(g, 1, n) for _, n in sizes}
+    kinds: list[list[tuple[int, int, int]]] = []
+    windows: list[list[tuple[int, int, int]]] = []
+    firsts, lasts = [], []
     for tile_h, tile_w in sizes:
         rows, across = _spans(g, 0, tile_h), columns[tile_w]
-        counted = [
-            (images * a * b, y[0], x[0], y[1], x[1])
-            for y, a in Counter(rows).items() for x, b in Counter(across).items()
-        ]  # fmt: skip
-        kinds.append(counted)
+        for found, k in ((kinds, 0), (windows, 1)):
+            ys, xs = Counter(y[k] for y in rows), Counter(x[k] for x in across)
+            found.append([(images * a * b, y, x) for y, a in ys.items() for x, b in xs.items()])
         firsts.append((1, rows[0][0], across[0][0], rows[0][1], across[0][1]))
         lasts.append((1, rows[-1][0], across[-1][0], rows[-1][1], across[-1][1]))
-    most = max(map(len, kinds))
-    padded = np.array([k + [(0, 1, 1, 1, 1)] * (most - len(k)) for k in kinds], dtype=np.float64)
+    outputs, inputs = _padded(kinds), _padded(windows)
+    one = np.ones(len(sizes))
     return Tilings(
         tile_h=_floats(a for a, _ in sizes), tile_w=_floats(b for _, b in sizes),
-        count=padded[:, :, 0].sum(axis=1),
-        kinds=tuple(Tiles(*padded[:, k].T) for k in range(most)),
+        count=np.sum([k[0] for k in outputs], axis=0),
+        kinds=tuple(Tiles(n, h, w, one, one) for n, h, w in outputs),
+        windows=tuple(Tiles(n, one, one, h, w) for n, h, w in inputs),
         first=Tiles(*np.array(firsts, dtype=np.float64).T), last=Tiles(*np.array(lasts, dtype=np.float64).T),
         window_bytes=_floats(_window(g, 0, a) * _window(g, 1, b) * g.image[3] for a, b in sizes), batch=batch,
     )  # fmt: skip
+
+
+def _padded(found: list[list[tuple[int, int, int]]]) -> list[list[Floats]]:
+    """``count, height, width`` [T] of the first kind of each tiling, of the second, ...; count 0: none."""
+    most = max(map(len, found))
+    values = np.array([k + [(0, 1, 1)] * (most - len(k)) for k in found], dtype=np.float64)
+    return [[values[:, k, i].copy() for i in range(3)] for k in range(most)]
 
 
 def _window(g: Geometry, axis: int, tile: int) -> int:

@@ -154,8 +154,8 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
             return h * ceil_div(wd, merged), ceil_div(h, c.step_h) * np.where(wd % merged == 0, 1, 2), 0.0
         steps, cycles = 0.0, 0.0
         for many, pixels in cost.step_sizes(kind, c.tiling, c):
-            timing = cost.matrix_timing(pixels, part, m, c.output_stationary, g.transposed)
-            steps, cycles = steps + many, cycles + many * (timing.occupy + timing.gap)
+            beat = cost.block_cycles(pixels, part, m, c.output_stationary, g.transposed)
+            steps, cycles = steps + many, cycles + many * beat
         return h * wd, steps, cycles
 
     first, last_tile = tile(t.first), tile(t.last)
@@ -196,11 +196,9 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
     if not r.image:
         load = [cost.read(memory, *cost.row_runs(k, c.tiling, g.image[2], g.image[3]))[0] for k in (t.first, t.last)]
         whole: Values = 0.0
-        for kind in t.kinds:
-            whole = (
-                whole
-                + kind.count[c.tiling] * cost.read(memory, *cost.row_runs(kind, c.tiling, g.image[2], g.image[3]))[0]
-            )
+        for kind in t.windows:
+            under = cost.row_runs(kind, c.tiling, g.image[2], g.image[3])
+            whole = whole + kind.count[c.tiling] * cost.read(memory, *under)[0]
         put("load", _staged(outer, again, several, many, (load[0], whole, load[1]), number, tiles))
         put("loads", _staged(outer, again, several, many, ones, number, tiles))
     if np.any(c.im2col):
@@ -208,7 +206,8 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
         beat = np.where(c.im2col, taps_of * ceil_div(run, m.activation_width), 0)
         put("gather", _staged(outer, again, several, many, tuple(p * beat for p in pixels), number, tiles))
         if r.image:
-            put("loads", _staged(outer, again, several, many, ones, number, tiles))
+            once = _staged(outer, again, several, many, ones, number, tiles)
+            put("loads", [x * np.where(c.im2col, 1, 0) for x in once])
         v["staged"] = np.where(c.im2col, 1.0, v["staged"])
     # Groups: constants for every visit where groups are inside and there are several, else once a group.
     inside = (~outer & (number > 1)) | (c.part_rows > 0)

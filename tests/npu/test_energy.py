@@ -106,10 +106,10 @@ def test_prices_at_the_published_nodes():
     assert at[45]["array_macs"].value == pytest.approx(0.3)
     assert at[7]["array_macs"].value == pytest.approx(0.1)
     assert at[7]["array_macs"].value < at[16]["array_macs"].value < at[45]["array_macs"].value
-    assert energy.sram_byte(TABLE, 45, 8 << 10).value == pytest.approx(10 / 8)
-    assert energy.sram_byte(TABLE, 45, 32 << 10).value == pytest.approx(20 / 8, rel=0.05)  # published, not fitted
-    assert energy.sram_byte(TABLE, 7, 32 << 10).value == pytest.approx(8.5 / 8, rel=0.06)
-    assert energy.sram_byte(TABLE, 45, 1 << 20).value == pytest.approx(100 / 8)
+    assert TABLE.at(45).sram_byte(8 << 10).value == pytest.approx(10 / 8)
+    assert TABLE.at(45).sram_byte(32 << 10).value == pytest.approx(20 / 8, rel=0.05)  # published, not fitted
+    assert TABLE.at(7).sram_byte(32 << 10).value == pytest.approx(8.5 / 8, rel=0.06)
+    assert TABLE.at(45).sram_byte(1 << 20).value == pytest.approx(100 / 8)
     # External memories do not follow the accelerator's node.
     assert at[45]["main_read_bytes"] == at[7]["main_read_bytes"]
     assert at[7]["main_read_bytes"].value == pytest.approx(56)

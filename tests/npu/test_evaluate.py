@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from machines import EDGE, MICRO, edited
 from networks import network as build
 
 from qcompiler.codegen.npu.lower import compile_npu
-from qcompiler.sim import energy
+from qcompiler.sim import energy, hardware
+from qcompiler.sim.errors import HardwareError, QCompilerError
 from qcompiler.sim.evaluate import evaluate
+from qcompiler.sim.gains import gains
+from qcompiler.sim.hardware import Machine
 from qcompiler.sim.network import network
 from qcompiler.sim.timing import simulate
 
@@ -39,3 +45,116 @@ def test_the_batch_does_not_matter() -> None:
         np.testing.assert_array_equal(alone.cycles[0], whole.cycles[i])
         np.testing.assert_array_equal(alone.counts[0], whole.counts[i])
         np.testing.assert_array_equal(alone.energy_pj[0], whole.energy_pj[i])
+
+
+def any_machine(seed: int) -> Machine:
+    """A machine that differs from every other in all that the cost depends on."""
+    r = np.random.default_rng(seed)
+
+    def size(low: int, high: int) -> int:
+        return int(2 ** r.uniform(np.log2(low), np.log2(high)))
+
+    def pick(*values: Any) -> Any:
+        return values[int(r.integers(len(values)))]
+
+    rows, columns, buffers = size(4, 64), size(4, 64), pick(1, 2)
+    fields = {
+        "matrix__rows": rows, "matrix__columns": columns, "matrix__weight_buffers": buffers,
+        "matrix__accumulator_rows": max(size(64, 1024), rows),
+        "matrix__dataflows": pick(["weight_stationary"], ["output_stationary"],
+                                  ["weight_stationary", "output_stationary"]),
+        "vector__lanes": size(4, 64), "vector__parameter_bytes": size(4096, 16384),
+        "activation_memory__size_bytes": size(32 << 10, 1 << 20), "activation_memory__bytes_per_cycle": 64,
+        "weight_memory__size_bytes": max(size(4 << 10, 256 << 10), rows * columns * buffers),
+        "weight_memory__bytes_per_cycle": 64, "main_memory__read_bytes_per_cycle": size(16, 256) / 16,
+        "main_memory__write_bytes_per_cycle": size(16, 128) / 16, "main_memory__latency_cycles": size(10, 200),
+        "main_memory__burst_bytes": pick(16, 32, 64), "main_memory__outstanding_transfers": pick(1, 2, 4, 8),
+    }  # fmt: skip
+    if r.random() < 0.4:
+        fields["constant_memory__read_bytes_per_cycle"] = size(16, 128) / 16
+        fields["constant_memory__latency_cycles"] = size(20, 200)
+        return edited(hardware.load("u55-128-like"), name=f"any-{seed}", **fields)
+    return edited(EDGE, name=f"any-{seed}", **fields)
+
+
+def test_every_machine_alone_gives_the_same_bits_as_in_any_batch() -> None:
+    nets = [network(build(name)[0]) for name in ("digits", "resnet8")]
+    machines = [any_machine(seed) for seed in range(24)]
+    machines[5] = edited(machines[5], activation_memory__size_bytes=300, vector__lanes=4, matrix__rows=4,
+                         matrix__columns=4)  # fmt: skip
+    whole = evaluate(nets, machines, TABLE)
+    assert whole.feasible.sum() >= 15 and not whole.feasible[5]
+    for parts in ([[i] for i in range(24)], [list(range(0, 24, 2)), list(range(1, 24, 2))], [list(range(23, -1, -1))]):
+        for part in parts:
+            found = evaluate(nets, [machines[i] for i in part], TABLE)
+            assert found.reasons == [whole.reasons[i] for i in part]
+            for name in ("cycles", "counts", "energy_pj", "area_mm2", "leakage_mw", "clock_mhz"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[part], err_msg=name)
+
+
+def test_energy_is_that_of_the_report() -> None:
+    machines = [hardware.load(name) for name in ("edge-16x16", "u55-128-like", "cloud-128x128")]
+    found = evaluate([network(build("kws")[0])], machines, TABLE)
+    for i, machine in enumerate(machines):
+        one = energy.energy(found.counts[i, 0], int(found.cycles[i, 0]), machine, TABLE).total
+        np.testing.assert_array_equal(found.energy_pj[i, 0], one)
+        np.testing.assert_array_equal(found.leakage_mw[i], energy.static_power(machine, TABLE))
+
+
+def test_an_external_memory_that_is_too_small() -> None:
+    machine = edited(EDGE, main_memory__size_bytes=4096)
+    program, _ = build("digits")
+    with pytest.raises(QCompilerError) as caught:
+        compile_npu(program, machine)
+    (reason,) = evaluate([network(program)], [machine], TABLE).reasons
+    assert reason == str(caught.value).replace("program", "network")
+    assert "main and constant data take" in reason
+
+
+def test_more_bandwidth_or_less_latency_is_hardly_ever_slower() -> None:
+    """The mapping is searched anew, within a 64th: a better memory may lose no more than that."""
+    nets = [network(build(name)[0]) for name in ("kws", "resnet8")]
+    machines = [any_machine(seed) for seed in range(100, 130)]
+    better = [
+        edited(m, main_memory__read_bytes_per_cycle=2 * m.main_memory.read_bytes_per_cycle,
+               main_memory__latency_cycles=m.main_memory.latency_cycles // 2) for m in machines
+    ]  # fmt: skip
+    before, after = evaluate(nets, machines, TABLE), evaluate(nets, better, TABLE)
+    assert before.reasons == after.reasons
+    assert (after.cycles <= 1.03 * before.cycles).all()
+
+
+def test_gains() -> None:
+    net = network(build("kws")[0])
+    found = gains(net, EDGE, TABLE)
+    assert found[0].resource == "vector lanes" and found[0].cycles < 0.75  # depthwise layers bind it
+    assert found[0].machine.vector.lanes == 2 * EDGE.vector.lanes
+    by_name = {gain.resource: gain for gain in found}
+    assert "constant bandwidth" not in by_name
+    assert by_name["activation memory"].area > 1.3 and by_name["main read bandwidth"].area == 1
+    tiny = edited(MICRO, activation_memory__size_bytes=300)
+    with pytest.raises(HardwareError, match="network 'random': layer 'op[0-9]+' does not fit machine 'micro-8x8'"):
+        gains(net, tiny, TABLE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kws", "resnet8", "vww", "ad"])
+def test_random_machines_rank_as_simulated(name: str) -> None:
+    """Kendall's rank correlation over 100 machines; DRAM bytes equal; energy within the cycles' error."""
+    program, _ = build(name)
+    machines = [any_machine(seed) for seed in range(1000, 1120)]
+    found = evaluate([network(program)], machines, TABLE)
+    rows = np.flatnonzero(found.feasible)[:100]
+    assert rows.size == 100
+    predicted, simulated = found.cycles[rows, 0], []
+    for i in rows.tolist():
+        compiled = compile_npu(program, machines[i])
+        np.testing.assert_array_equal(energy.count(compiled).sum(axis=0), found.counts[i, 0])
+        simulated.append(simulate(compiled).cycles)
+    truth = np.array(simulated)
+    signs = np.sign(predicted[:, None] - predicted) * np.sign(truth[:, None] - truth)
+    tau, errors = signs.sum() / (100 * 99), np.abs(predicted / truth - 1)
+    print(f"{name}: tau {tau:.4f}, mean error {errors.mean():.4f}, largest {errors.max():.4f}, "
+          f"within 2 % {(errors <= 0.02).mean():.2f}")  # fmt: skip
+    assert tau >= 0.98
+    assert errors.mean() <= 0.01 and (errors <= 0.02).mean() >= 0.9
