@@ -95,7 +95,9 @@ class Comparison:
         command = [self.environment.python, QUANTISE, tool, home / "model.onnx", home / "data.npz", work]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
         if done.returncode:
-            reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "it ended without a word")[:300]
+            reason = next(
+                (x for x in reversed(done.stderr.splitlines()) if x.strip()), "it ended without a word"
+            ).strip()[:300]
             failure.write_text(reason)
             return reason
         if work.with_suffix(".bin").exists():
