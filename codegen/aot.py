@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from qcompiler.codegen.cpu.compile import code_level, submit_kernels, worker_pool
+from qcompiler.codegen.cpu.compile import BATCH, code_level, submit_kernels, worker_pool
 from qcompiler.codegen.cpu.contraction import Geometry
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
@@ -28,6 +28,7 @@ from qcompiler.codegen.cpu.lower import Lowered, lower
 from qcompiler.codegen.cpu.matrix_work import Tiling, tilings
 from qcompiler.codegen.cpu.target import CpuTarget
 from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier, step_title
+from qcompiler.codegen.example import example_files, library_rules
 from qcompiler.codegen.memory_plan import Buffer, MemoryPlan, plan_memory
 from qcompiler.sim.errors import TargetError
 from qcompiler.sim.integer_program import IntegerProgram
@@ -86,7 +87,7 @@ class StepReport:
 class BuildReport:
     """workspace_bytes: what a caller hands to `run`; arena_bytes, arena_bound: planned and least possible working
     memory of the best level; constant_bytes: weights and tables of all levels; kernels: functions compiled; steps: by
-    level, as the library numbers them."""
+    level, as the library numbers them; missing: the tool without which only the library's parts were written."""
 
     workspace_bytes: int
     arena_bytes: int
@@ -95,6 +96,7 @@ class BuildReport:
     kernels: int
     operations: tuple[OperationReport, ...]
     steps: Mapping[str, tuple[StepReport, ...]]
+    missing: str | None = None
 
 
 class _Constants:
@@ -127,15 +129,23 @@ def build(
     program: IntegerProgram, target: CpuTarget, directory: Path, prefix: str = "model",
     progress: Progress | None = None, chosen: Mapping[str, Mapping[Geometry, Tiling]] | None = None,
 ) -> BuildReport:  # fmt: skip
-    """Write model.so, libmodel.a, model.o and model.h for the program into an existing directory.
+    """Write model.so, libmodel.a, model.o, model.h, main.c and Makefile for the program into an existing directory.
 
-    prefix: of the C functions and macros, a C identifier. chosen: tilings by level that replace the cost model's (see
-    `cpu.tune`). Raises TargetError without the target's C compiler, for a
-    prefix that C would not take, and for operations that the target has no code for.
+    Where another architecture's C compiler is missing, the kernels' object files, the C sources beside them and a
+    Makefile that finishes the library are written instead (`BuildReport.missing`). prefix: of the C functions and
+    macros, a C identifier. chosen: tilings by level that replace the cost model's (see `cpu.tune`). Raises TargetError
+    without this machine's own C compiler, for a prefix that C would not take, and for operations that the target has
+    no code for.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
         raise TargetError(f"the name {prefix!r} cannot begin C functions; use letters, digits and underscores")
-    compile_c = _CCompiler(_tools(target))
+    missing = target.toolchain.missing()
+    if missing is not None and not target.toolchain.emulator:
+        raise TargetError(
+            f"target {target.name} needs {missing}, which is not on the PATH; install gcc and binutils "
+            f"(on Debian: apt-get install {' '.join(target.toolchain.packages)})"
+        )
+    compile_c = _CCompiler(target.toolchain.tool) if missing is None else None
     say = progress or _Silent()
     constants = _Constants()
     levels, plans, batches = [], [], []
@@ -144,14 +154,17 @@ def build(
         worker_pool() as pool,
     ):
         work = Path(folder)
-        parts = compile_c.runtime(pool, work)  # needs nothing of the program
+        sources = _copy_runtime(work)
+        # The runtime needs nothing of the program.
+        parts = [compile_c(pool, work, name) for name in sources] if compile_c else []
         known: dict[Hashable, str] = {}
         with say.stage("kernels"):
             for isa in target.levels:
                 with tilings((chosen or {}).get(isa.name, {})):
                     lowered = lower(program, isa)
                 symbols, kernels = _symbols(lowered.steps, isa, known)
-                batches += submit_kernels(pool, kernels, isa, work)  # LLVM works while the next level is lowered
+                # LLVM works while the next level is lowered.
+                batches += submit_kernels(pool, kernels, isa, work, BATCH if compile_c else max(len(kernels), 1))
                 plan = _plan(lowered)
                 levels.append(
                     Level(
@@ -171,18 +184,29 @@ def build(
             (work / "model.h").write_text(header, encoding="ascii")
             constants.write(work / "constants.bin")
             (work / "constants.S").write_text(_CONSTANTS, encoding="ascii")
-            parts += [compile_c(pool, work, name) for name in ("driver.c", "constants.S")]
+            sources += ["driver.c", "constants.S"]
+            parts += [compile_c(pool, work, name) for name in sources[-2:]] if compile_c else []
             compiled = sum(batch.kernels for batch in batches)
             for _ in say.track((kernel for b in batches for kernel in [b.file.result()] * b.kernels), compiled):
                 pass
-        with say.stage("link"):
-            objects = [part.result() for part in parts] + [batch.file.result() for batch in batches]
-            compile_c.link(pool, work, objects, prefix)
-        for name in ("model.so", "libmodel.a", "model.o", "model.h"):
+        objects = [batch.file.result() for batch in batches]
+        if compile_c:
+            with say.stage("link"):
+                compile_c.link(pool, work, [*(part.result() for part in parts), *objects], prefix)
+            products, rules = ["model.so", "libmodel.a", "model.o"], ""
+        else:
+            names = [path.rename(work / f"kernels_{i}.o").name for i, path in enumerate(objects)]
+            headers = [path.name for path in RUNTIME.glob("*.h")]
+            products = [*names, *sources, *headers, "constants.bin"]
+            rules = library_rules(target, names, sources, _CFLAGS, _objcopy_flags(prefix), _LINK_FLAGS)
+        for name, text in example_files(program, target, prefix, rules).items():
+            (work / name).write_text(text, encoding="ascii")
+        for name in (*products, "model.h", "main.c", "Makefile"):
             (work / name).replace(directory / name)
     return BuildReport(
         workspace, plans[0].size, plans[0].lower_bound, constants.size, compiled, _report(program, levels[0].lowered),
         {level.name: _step_reports(program, level, isa) for level, isa in zip(levels, target.levels, strict=True)},
+        missing,
     )  # fmt: skip
 
 
@@ -262,6 +286,9 @@ def _step_reports(program: IntegerProgram, level: Level, isa: VectorInstructionS
 
 # --------------------------------------------------------------------------------------------------- link
 _CFLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra", "-Werror")
+_LINK_FLAGS = (
+    "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,-s", "-pthread", "-lm"
+)  # fmt: skip
 _CONSTANTS = """\
     .section .rodata
     .balign 64
@@ -273,20 +300,16 @@ qc_constants:
 """
 
 
-def _tools(target: CpuTarget) -> Callable[[str], str]:
-    """Maps "gcc", "objcopy", "ar" to the paths of the target's tools."""
-    family = target.compiler.removesuffix("gcc")
-    paths: dict[str, str] = {}
-    for tool in ("gcc", "objcopy", "ar"):
-        path = shutil.which(family + tool)
-        if path is None:
-            package = f"gcc-{family.rstrip('-')}" if family else "gcc"
-            raise TargetError(
-                f"target {target.name} needs {family}{tool}, which is not on the PATH; install gcc and binutils "
-                f"(on Debian: apt-get install {package})"
-            )
-        paths[tool] = path
-    return paths.__getitem__
+def _copy_runtime(work: Path) -> list[str]:
+    """The C runtime into `work`; the names of its sources."""
+    for path in RUNTIME.glob("*.[ch]"):
+        shutil.copy(path, work / path.name)
+    return sorted(path.name for path in RUNTIME.glob("*.c"))
+
+
+def _objcopy_flags(prefix: str) -> list[str]:
+    """Only the C interface stays global."""
+    return ["--strip-debug", *(f"--keep-global-symbol={prefix}_{name}" for name in PUBLIC)]
 
 
 def _run(arguments: Sequence[str], work: Path) -> None:
@@ -297,7 +320,7 @@ def _run(arguments: Sequence[str], work: Path) -> None:
 
 @dataclass(frozen=True)
 class _CCompiler:
-    """The target's C compiler and its companions. tool: maps "gcc", "objcopy", "ar" to their paths."""
+    """The target's C compiler and its companions. tool: maps "gcc", "objcopy", "ar" to their names."""
 
     tool: Callable[[str], str]
 
@@ -310,19 +333,12 @@ class _CCompiler:
 
         return pool.submit(run)
 
-    def runtime(self, pool: Executor, work: Path) -> list[Future[Path]]:
-        for path in sorted(RUNTIME.glob("*.[ch]")):
-            shutil.copy(path, work / path.name)
-        return [self(pool, work, path.name) for path in sorted(RUNTIME.glob("*.c"))]
-
     def link(self, pool: Executor, work: Path, objects: Sequence[Path], prefix: str) -> None:
         """To model.o (only the C interface is global), libmodel.a and model.so in `work`."""
         gcc = self.tool("gcc")
         (work / "parts.txt").write_text("\n".join(path.name for path in objects), encoding="ascii")
         _run([gcc, "-r", "-nostdlib", "-o", "model.o", "@parts.txt"], work)
-        keep = [f"--keep-global-symbol={prefix}_{name}" for name in PUBLIC]
-        _run([self.tool("objcopy"), "--strip-debug", *keep, "model.o"], work)
-        flags = ["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,-s"]
+        _run([self.tool("objcopy"), *_objcopy_flags(prefix), "model.o"], work)
         archive = pool.submit(_run, [self.tool("ar"), "rcsD", "libmodel.a", "model.o"], work)
-        _run([gcc, "-shared", "-o", "model.so", "model.o", *flags, "-pthread", "-lm"], work)
+        _run([gcc, "-shared", "-o", "model.so", "model.o", *_LINK_FLAGS], work)
         archive.result()

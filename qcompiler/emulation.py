@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,12 @@ import numpy.typing as npt
 
 from qcompiler.artifact import Artifact
 from qcompiler.codegen.host import host_architecture
+from qcompiler.codegen.toolchain import TOOLCHAINS
 from qcompiler.data import fit
 from qcompiler.sim.errors import ArtifactError, TargetError
 
 Array = npt.NDArray[Any]
 
-
-@dataclass(frozen=True)
-class Emulator:
-    """Programs, the Debian packages that hold them, and the core to be: one that has every level of the targets."""
-
-    command: str
-    compiler: str
-    packages: tuple[str, ...]
-    cpu: str
-
-
-EMULATORS = {
-    "aarch64": Emulator(
-        "qemu-aarch64", "aarch64-linux-gnu-gcc", ("qemu-user", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"), "max"
-    ),
-    "armv7l": Emulator(
-        "qemu-arm",
-        "arm-linux-gnueabihf-gcc",
-        ("qemu-user", "gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"),
-        "cortex-a15",
-    ),
-}
-"""By the machine word of `uname -m`."""
 
 LEVEL_BYTES = 32  # the name of the instruction set, which the runner writes before anything else
 RUNNER = """\
@@ -89,15 +66,17 @@ int main(void) {{
 
 def emulates(architecture: str) -> bool:
     """Whether artefacts of that architecture are emulated here rather than loaded."""
-    return architecture != host_architecture() and architecture in EMULATORS
+    return (
+        architecture != host_architecture() and architecture in TOOLCHAINS and bool(TOOLCHAINS[architecture].emulator)
+    )
 
 
 def missing_tool(architecture: str) -> str | None:
     """The first program that emulation lacks on this machine, or None; "qemu" for an architecture without any."""
-    if architecture not in EMULATORS:
+    if not emulates(architecture):
         return "qemu"
-    emulator = EMULATORS[architecture]
-    return next((t for t in (emulator.command, emulator.compiler) if shutil.which(t) is None), None)
+    tools = TOOLCHAINS[architecture]
+    return next((t for t in (tools.emulator[0], tools.compiler) if shutil.which(t) is None), None)
 
 
 class Model:
@@ -112,21 +91,21 @@ class Model:
         self.artifact, manifest = artifact, artifact.manifest
         tool = missing_tool(manifest.architecture)
         if tool is not None:
-            packages = " ".join(EMULATORS[manifest.architecture].packages) if emulates(manifest.architecture) else ""
+            packages = " ".join(TOOLCHAINS[manifest.architecture].packages) if emulates(manifest.architecture) else ""
             raise TargetError(
                 f"{artifact.directory} was compiled for {manifest.architecture} (target {manifest.target}); running it "
                 f"on {host_architecture()} needs {tool}, which is not on the PATH"
                 + (f" (on Debian: apt-get install {packages})" if packages else "")
             )
-        emulator = EMULATORS[manifest.architecture]
-        cpu = cpu or emulator.cpu
-        self.emulator = f"{emulator.command} -cpu {cpu}"
+        tools = TOOLCHAINS[manifest.architecture]
+        command = [*tools.emulator[:-1], cpu or tools.emulator[-1]]
+        self.emulator = " ".join(command)
         self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-")
         program = Path(self._folder.name) / "runner"
-        self._link(emulator.compiler, program)
+        self._link(tools.compiler, program)
         self._errors = (Path(self._folder.name) / "errors").open("w+b")
         self._process = subprocess.Popen(
-            [emulator.command, "-cpu", cpu, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [*command, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, env={k: v for k, v in os.environ.items() if k != "QCOMPILER_ISA"},
         )  # fmt: skip
         assert self._process.stdout is not None

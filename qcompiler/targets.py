@@ -150,6 +150,13 @@ class CpuBackend:
         tuned = self._tune(program, progress) if self.tune is not None else None
         chosen = {tuned.level: tuned.chosen} if tuned else None
         report = aot.build(program, self.target, directory, prefix, progress, chosen)
+        library = directory / "model.so"
+        if report.missing is not None:
+            progress.note(
+                f"{self.name}: only the kernels' object files, model.h and the C sources around them were written; "
+                f"{report.missing} is not on the PATH. Install it (on Debian: apt-get install "
+                f"{' '.join(self.target.toolchain.packages)}), then compile again, or run `make library` in the output"
+            )
         record = None
         if tuned:
             tiles = {tuned.operations[geometry]: repr(tiling) for geometry, tiling in tuned.chosen.items()}
@@ -157,7 +164,7 @@ class CpuBackend:
         return Built(
             report.workspace_bytes,
             {op.name: (op.kernel, op.group) for op in report.operations},
-            {"library": (directory / "model.so").stat().st_size, "arena": report.arena_bytes},
+            {**({"library": library.stat().st_size} if library.exists() else {}), "arena": report.arena_bytes},
             {level: [asdict(step) for step in steps] for level, steps in report.steps.items()},
             record,
         )

@@ -136,11 +136,13 @@ class Batch:
     file: Future[Path]
 
 
-def submit_kernels(pool: Executor, kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path) -> list[Batch]:
+def submit_kernels(
+    pool: Executor, kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path, batch: int = BATCH
+) -> list[Batch]:
     """Schedule and compile kernels, by symbol and one of each key, into object files in `directory`.
 
     LLVM works outside the interpreter lock, so a pool of threads uses as many processors. What is in a batch depends
-    on nothing but the kernels: the same program gives the same bytes on every machine.
+    on nothing but the kernels: the same program gives the same bytes on every machine. batch: kernels in one object.
     """
 
     def compile_batch(level: Any, symbols: Sequence[str]) -> Path:
@@ -152,7 +154,7 @@ def submit_kernels(pool: Executor, kernels: Mapping[str, Kernel], isa: Instructi
     by_level: dict[Any, list[str]] = {}
     for symbol, kernel in kernels.items():
         by_level.setdefault(code_level(isa, kernel), []).append(symbol)
-    batches = [(lv, names[i : i + BATCH]) for lv, names in by_level.items() for i in range(0, len(names), BATCH)]
+    batches = [(lv, names[i : i + batch]) for lv, names in by_level.items() for i in range(0, len(names), batch)]
     return [Batch(len(names), pool.submit(compile_batch, level, names)) for level, names in batches]
 
 

@@ -12,6 +12,7 @@ from qcompiler.codegen.cpu.isa.armv7 import NEON32
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.isa.x86 import AVX2, AVX512_VNNI, AVX_VNNI
 from qcompiler.codegen.host import host_architecture
+from qcompiler.codegen.toolchain import TOOLCHAINS, Toolchain
 from qcompiler.sim.errors import TargetError, did_you_mean
 
 
@@ -20,14 +21,17 @@ class CpuTarget:
     """One `--target` for a CPU.
 
     levels: instruction sets compiled into the library, best first; the first that the CPU has is chosen at load.
-    architecture: the machine word of `uname -m`. compiler: the C compiler that assembles and links.
-    """
+    architecture: the machine word of `uname -m`."""
 
     name: str
     description: str
     levels: tuple[VectorInstructionSet, ...]
     architecture: str = "x86_64"
-    compiler: str = "gcc"
+
+    @property
+    def toolchain(self) -> Toolchain:
+        """What assembles, links and emulates."""
+        return TOOLCHAINS[self.architecture]
 
     def supported_here(self) -> bool:
         """Whether this machine can run the library: its architecture, and at least one of the levels."""
@@ -62,7 +66,7 @@ _CORES = {
 
 
 def _aarch64(name: str, description: str, *levels: VectorInstructionSet) -> CpuTarget:
-    return CpuTarget(f"arm:{name}" if name else "arm", description, levels, "aarch64", "aarch64-linux-gnu-gcc")
+    return CpuTarget(f"arm:{name}" if name else "arm", description, levels, "aarch64")
 
 
 CPU_TARGETS: dict[str, CpuTarget] = {
@@ -81,7 +85,6 @@ CPU_TARGETS: dict[str, CpuTarget] = {
         _aarch64("neon", "any AArch64 (Armv8.0)", NEON),
         CpuTarget(
             "armv7:neon", "32-bit Armv7-A Linux with NEON and VFPv4 (Cortex-A7, A15 and later)", (NEON32,), "armv7l",
-            "arm-linux-gnueabihf-gcc",
         ),
         *(_aarch64(c, f"the core's level, {level.name}", level) for level, cores in _CORES.items() for c in cores),
     )

@@ -92,7 +92,7 @@ def test_cores_have_the_level_that_gcc_says() -> None:
     cores = {n.removeprefix("arm:"): t for n, t in CPU_TARGETS.items() if re.match(r"arm:(cortex|neoverse|apple)-", n)}
     assert len(cores) == 10
     macros = {"i8mm": "__ARM_FEATURE_MATMUL_INT8", "dotprod": "__ARM_FEATURE_DOTPROD"}
-    compiler = cpu_target("arm").compiler
+    compiler = cpu_target("arm").toolchain.compiler
     for core, target in cores.items():
         (level,) = target.levels
         if core == "apple-m1":  # unknown to GCC 12: Armv8.5-A without I8MM, by LLVM's table
