@@ -71,7 +71,14 @@ def test_c_example_needs_only_gcc(library: str, tmp_path: Path) -> None:
 def test_products_name_nothing_foreign(tmp_path: Path) -> None:
     _, program = small_network()
     aot.build(program, cpu_target("x86"), tmp_path, "net")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["libmodel.a", "model.h", "model.o", "model.so"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "Makefile",
+        "libmodel.a",
+        "main.c",
+        "model.h",
+        "model.o",
+        "model.so",
+    ]
 
     def symbols(*options: str) -> list[str]:
         listed = subprocess.run(["nm", *options], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
