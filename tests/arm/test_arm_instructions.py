@@ -66,7 +66,10 @@ def dense_loop(program: IntegerProgram, level: Level, directory: Path) -> tuple[
 def test_instructions_per_mac(name: str, level: Level, tmp_path: Path) -> None:
     loop, multiplications = dense_loop(layer(*LAYERS[name]), level, tmp_path)
     _, products, limit = INSTRUCTION[level]
-    assert len(loop) / (multiplications * products) <= limit, loop
+    macs = multiplications * products
+    each = len(loop) / macs
+    print(f"{level.target:12} {name:26} {len(loop):3} instructions, {macs:4} MACs: {each:.4f} per MAC")
+    assert each <= limit, loop
     assert not stack_accesses(loop)
 
 
