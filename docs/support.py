@@ -174,7 +174,8 @@ def page() -> str:
         "# What is supported\n\n## Targets\n\n" + targets + "\n## Operators\n\n"
         "Each row was made by compiling a small model of that operator (docs/support.py). *int8*: integer arithmetic "
         "from end to end, equal on every target to the last bit. *float*: the operator computes in float32 between a "
-        "dequantise and a quantise; the accelerator has no float unit.\n\n"
+        "dequantise and a quantise; the accelerator has no float unit,\n"
+        "and micro-controllers and c99 refuse such a model.\n\n"
         "| ONNX operator | CPU | NPU | integer operations, or why not |\n|---|---|---|---|\n"
         + "".join(rows)
         + "\nQuantised models: QuantizeLinear and DequantizeLinear (QDQ), QLinearConv, QLinearMatMul, ConvInteger, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -78,14 +77,11 @@ def run_samples(
 ) -> None:  # fmt: skip
     """Run the artefact on the data and print outputs or where they went, accuracy, latency, and time per step."""
     artifact = open_artifact(directory)
-    foreign = _foreign(artifact)
-    model = None if foreign else Model(artifact, threads, verify=True)
+    model = None if is_foreign(artifact) else Model(artifact, threads, verify=True)
     samples = Samples(data, {t.name: t for t in artifact.manifest.inputs}, "input")
     wanted = read_column(data, labels) if labels else None
     if model is None:
-        assert foreign is not None
-        with foreign() as machine:
-            outputs, how = _emulate(machine, samples), _no_latency(machine)
+        outputs, how = execute_foreign(artifact, samples)
     else:
         outputs, timing = execute(model, samples)
         how = f"{timing} ({model.isa}, {threads} thread{'s' if threads > 1 else ''})"
@@ -115,19 +111,23 @@ def run_samples(
         print("profile   none: an emulated step has no time")
 
 
-def _foreign(artifact: Artifact) -> Callable[[], ForeignModel] | None:
-    """What starts the artefact in a process of its own; None for a library of this machine."""
+def is_foreign(artifact: Artifact) -> bool:
+    """Whether the artefact runs in a process of its own, emulated or built from C source, and has no time here."""
     from qcompiler import microcontroller
 
-    if microcontroller.target_of(artifact) is not None:
-        return lambda: microcontroller.Model(artifact)
-    return (lambda: emulation.Model(artifact)) if emulation.emulates(artifact.manifest.architecture) else None
+    return microcontroller.target_of(artifact) is not None or emulation.emulates(artifact.manifest.architecture)
 
 
-def _no_latency(model: ForeignModel) -> str:
-    if model.emulator:
-        return f"none: emulated by {model.emulator}, which says nothing of it"
-    return "none: built here from C source, to check it; time it where it is used"
+def execute_foreign(artifact: Artifact, samples: Samples) -> tuple[dict[str, npt.NDArray[Any]], str]:
+    """All outputs, joined over samples, and why there is no latency. Raises TargetError where a tool is missing."""
+    from qcompiler import microcontroller
+
+    controller = microcontroller.target_of(artifact) is not None
+    with microcontroller.Model(artifact) if controller else emulation.Model(artifact) as model:
+        outputs = _emulate(model, samples)
+        if model.emulator:
+            return outputs, f"none: emulated by {model.emulator}, which says nothing of it"
+        return outputs, "none: built here from C source, to check it; time it where it is used"
 
 
 def _emulate(model: ForeignModel, samples: Samples) -> dict[str, npt.NDArray[Any]]:

@@ -46,6 +46,11 @@ class Model:
                 f"{artifact.directory} was compiled for {manifest.target}, which is simulated; "
                 f"`qcompiler simulate {artifact.directory} --input DATA` runs it"
             )
+        if "model.so" not in manifest.files and "model.c" in manifest.files:
+            raise ArtifactError(
+                f"{artifact.directory} was compiled for {manifest.target}: C source and a static library, which Python "
+                f"does not load; `qcompiler run {artifact.directory} --input DATA` runs it"
+            )
         if manifest.architecture != host_architecture():
             from qcompiler.emulation import emulates
 

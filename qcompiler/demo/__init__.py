@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_demo(output: Path, target: str, threads: int, progress: Progress) -> None:
     """Compile the example into `output`, run it on the test images, print accuracy, latency and the report's path."""
     from qcompiler.data import Samples, read_column
-    from qcompiler.execution import accuracy, execute
+    from qcompiler.execution import accuracy, execute, execute_foreign, is_foreign
     from qcompiler.library import load
     from qcompiler.pipeline import Options, compile_model
 
@@ -33,15 +33,19 @@ def run_demo(output: Path, target: str, threads: int, progress: Progress) -> Non
             stack.enter_context(resources.as_file(resources.files("qcompiler.demo").joinpath(name)))
             for name in ("digits.onnx", "calibration.npz", "test.npz")
         )
-        compile_model(model, target, calibration, output, Options(), progress)
-        compiled = load(output, threads)
-        samples = Samples(test, {t.name: t for t in compiled.artifact.manifest.inputs}, "test")
+        artifact = compile_model(model, target, calibration, output, Options(), progress)
+        samples = Samples(test, {t.name: t for t in artifact.manifest.inputs}, "test")
         labels = read_column(test, "labels")
-        scores, timing = execute(compiled, samples)
+        if is_foreign(artifact):
+            scores, latency = execute_foreign(artifact, samples)
+        else:
+            compiled = load(output, threads)
+            scores, timing = execute(compiled, samples)
+            latency = f"{timing} ({compiled.isa}, {threads} thread{'s' if threads > 1 else ''})"
         right = accuracy(scores["scores"], labels, str(test))
         reference = accuracy(_float_scores(model, samples), labels, str(test))
     print(f"accuracy  {right:.4f} on {len(labels)} test images (the float model: {reference:.4f})")
-    print(f"latency   {timing} ({compiled.isa}, {threads} thread{'s' if threads > 1 else ''})")
+    print(f"latency   {latency}")
     print(f"report    {output / 'report.html'}")
     if sys.stdout.isatty():
         print(f"next      qcompiler inspect {shlex.quote(str(output))} --layers")

@@ -22,7 +22,7 @@ from qcompiler.cli import main
 from qcompiler.codegen.mcu.target import MCU_TARGETS
 from qcompiler.progress import Progress
 from qcompiler.sim import reference
-from qcompiler.sim.errors import TargetError
+from qcompiler.sim.errors import ArtifactError, TargetError
 
 DEMO = Path(qcompiler.__file__).parent / "demo"
 
@@ -96,6 +96,12 @@ def test_the_example_builds_from_its_makefile_and_runs(target: str, command: Com
     done = subprocess.run(["make", "-s", "-C", out, "run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     artifact = qcompiler.open_artifact(out)
+    with pytest.raises(ArtifactError) as error:
+        qcompiler.load(out)
+    assert str(error.value) == (
+        f"out was compiled for {target}: C source and a static library, which Python does not load; `qcompiler run out "
+        "--input DATA` runs it"
+    )
     with microcontroller.Model(artifact) as model:
         wanted = model.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["scores"]
     printed = (done.stdout + done.stderr).strip().splitlines()[-1]
