@@ -149,9 +149,10 @@ def _matrix(c: Context, op: Conv2d | Dense, x: Tensor, geometry: Fields, groups:
         **_fused_add(c, op, add),
         "k": k, **geometry, "groups": groups, "input_zero": x.zero_point,
     }  # fmt: skip
+    scratch = 2 * k * c.target.column_bytes + (2 * flat.shape[0] if add is not None else 0)
     return Call(
-        "qc_conv", "qc_conv.c", "qc_conv_t", fields, _inputs(op, add), 2, scratch_bytes=2 * k * c.target.column_bytes,
-        in_place=(1,), slow=_slow(fields, add),
+        "qc_conv", "qc_conv.c", "qc_conv_t", fields, _inputs(op, add), 2, scratch_bytes=scratch, in_place=(1,),
+        slow=_slow(fields, add),
     )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ typedef struct {
 
 /* Convolution and matrix product with constant weights [groups][outputs / 4][k / QC_LANES][4][QC_LANES], outputs of a
  * group and k (kernel_h * kernel_w * channels of a group) filled up with zeros to multiples of 4, and of 8 or QC_LANES.
- * bias: less input_zero times the sum of the weights. Scratch: 2 * k of int16, aligned to 4. add: the result's sum with `other`, which may be the output itself. */
+ * bias: less input_zero times the sum of the weights. Scratch: 2 * k of int16, aligned to 4, and with an addition
+ * 2 * out_c bytes. add: the result's sum with `other`, which may be the output itself. */
 typedef struct {
     const int8_t *weight;
     const int32_t *bias;
