@@ -91,7 +91,8 @@ def check_limits(target: McuTarget, limits: Limits, sizes: Mapping[str, int], re
             f"most of it is {report.largest}"
         )
     if limits.ram_bytes is not None and sizes["ram"] > limits.ram_bytes:
-        parts = ", ".join(f"{sizes[n]:,} of {n}" for n in ("arena", "inputs", "outputs", "stack") if sizes.get(n))
+        arrays = [f"{sizes[n]:,} of {n}" for n in ("inputs", "outputs", "stack") if sizes.get(n)]
+        parts = ", ".join([f"{report.workspace_bytes:,} of working memory", *arrays])
         raise TargetError(
             f"the model needs {sizes['ram']:,} bytes of RAM on {target.name} ({parts}), "
             f"{sizes['ram'] - limits.ram_bytes:,} more than --ram-limit {limits.ram_bytes:,}; "

@@ -123,8 +123,9 @@ def test_limits_name_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return str(error.value)
 
     assert refused(ram_limit=2048) == (
-        "the model needs 2,479 bytes of RAM on cortex-m4 (2,176 of arena, 256 of inputs, 40 of outputs), 431 more than "
-        "--ram-limit 2,048; the arena is fullest in conv 'residual.relu' with output 1x4x4x32, 2,176 bytes alive"
+        "the model needs 2,543 bytes of RAM on cortex-m4 (2,247 of working memory, 256 of inputs, 40 of outputs), 495 "
+        "more than --ram-limit 2,048; the arena is fullest in conv 'residual.relu' with output 1x4x4x32, 2,240 bytes "
+        "alive"
     )
     assert refused(flash_limit=8192) == (
         "the model needs 16,027 bytes of flash on cortex-m4 (16,027 of weights and tables, code not counted: no "
