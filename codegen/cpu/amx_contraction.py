@@ -287,30 +287,27 @@ class _Writer:
             line, pixel = self._place(block, run)
             sources.append(e.bind(self.source + line * g.line_stride + pixel * g.pixel_stride, "int32", "in"))
         units = self._units()
-        each = -(-units // self.steps)  # units of the epilogue behind a step
-        mixed = -(-units // each)  # steps that have some
+        # Behind the first step only if there are not many others: each place is one more copy of the code.
+        start = 1 if self.steps > 2 else 0
+        each = -(-units // (self.steps - start))  # units of the epilogue behind a step
+        end = start + -(-units // each)  # behind these steps stands some of it
         before = e.bind(block - 1, "int32", "before")
 
-        def epilogue(step: Expr | int) -> None:
-            for k in range(each):
-                unit = step * each + k
-                inside = number > 0
-                if isinstance(step, int):
-                    if unit >= units:
-                        return
-                elif k + each * (mixed - 1) >= units:
-                    inside = tirx.all(inside, unit < units)
-                with e.when(inside):
-                    self._finish(before, constant(unit) if isinstance(unit, int) else e.bind(unit, "int32", "unit"))
+        def epilogue(step: Expr) -> None:
+            unit = e.bind((step - start) * each, "int32", "unit")
+            count = tirx.min(constant(each), units - unit) if units % each else each
+            with e.when(number > 0), e.loop(count, "unit", unit) as i:
+                self._finish(before, i)
 
         self._step(sources, constant(0), block, first=True)
-        epilogue(0)
-        if mixed > 1:
-            with e.loop(mixed - 1, "step", 1) as step:
+        if start == 0:
+            epilogue(constant(0))
+        if end > 1:
+            with e.loop(end - 1, "step", 1) as step:
                 self._step(sources, step, block)
                 epilogue(step)
-        if self.steps > mixed:
-            with e.loop(self.steps - mixed, "step", mixed) as step:
+        if self.steps > end:
+            with e.loop(self.steps - end, "step", end) as step:
                 self._step(sources, step, block)
 
     def _drain(self, block: Expr) -> None:
