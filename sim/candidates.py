@@ -199,19 +199,26 @@ def _matrix(g: Geometry, r: Residency, m: Machines, free: Values, tiling: Values
             able = able & ~(flow_of & wide.weight_stationary)
         used = able.any(axis=0).reshape(2)
         flow_of, able = flow_of[..., used], able[..., used]
-        size, h, w = found.size[..., None, None, None], t.tile_h[tiling], t.tile_w[tiling]
+        size = found.size[..., None, None, None]
+        fits = 2 * slot_bytes(g, r, wide, tiling, size, im2col) <= free[rows].reshape(-1, 1, 1, 1, 1, 1)
+        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
+        if not fits.any():
+            continue
+        # Tilings and groups that no machine has room for are not looked at any further.
+        fits = np.broadcast_to(fits, (rows.size, tiling.shape[1], *fits.shape[2:]))
+        tiles, kept = fits.any(axis=(0, 2, 3, 4, 5)), fits.any(axis=(0, 1, 3, 4, 5))
+        fits, cut, size = fits[:, tiles][:, :, kept], tiling[:, tiles], size[:, :, kept]
+        h, w = t.tile_h[cut], t.tile_w[cut]
         limit = np.maximum(np.floor(wide.accumulator_rows / np.array([2.0, 4, 8]).reshape(1, 1, 1, 3, 1, 1)), 1)
         narrow = w > limit  # not even a row of the tile is one step
         step_h = np.where(narrow, 1, balanced(h, np.floor(limit / w)))
         step_w = np.where(narrow, balanced(w, limit), w)
-        fits = 2 * slot_bytes(g, r, wide, tiling, size, im2col) <= free[rows].reshape(-1, 1, 1, 1, 1, 1)
-        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
         # The same step again would only tie with itself.
         again = np.zeros(np.broadcast_shapes(step_h.shape, step_w.shape), bool)
         same_h, same_w = (x[:, :, :, 1:] == x[:, :, :, :-1] for x in (step_h, step_w))
         again[:, :, :, 1:] = same_h & same_w
         at = (slice(None), *(None,) * (AXES - 1))
-        choice = Choice(tiling, size, orders, step_h, step_w, flow_of, im2col, part_rows[rows][at],
+        choice = Choice(cut, size, orders, step_h, step_w, flow_of, im2col, part_rows[rows][at],
                         part_channels[rows][at])  # fmt: skip
         yield Part(rows, choice, fits & ~again & able)
 

@@ -21,7 +21,7 @@ from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 FINALISTS = 6
 RESOLUTION = 64  # mappings whose cycles differ by less than a 64th are told apart by their traffic
-LATTICE = 1 << 15  # candidates that are ranked at a time
+LATTICE = 1 << 18  # candidates that are ranked at a time
 NEVER = np.iinfo(np.int64).max
 BYTE_BITS, STEP_BITS = 36, 14
 FIELDS = (
@@ -55,9 +55,12 @@ def search(g: Geometry, r: Residency, m: Machines, free: Values) -> tuple[Choice
     found = np.full((n, FINALISTS), NEVER)
     size = len(tilings(g).tile_h) * 60 if g.kind in MATRIX_KINDS else 40
     step = max(LATTICE // size, 1)
+    order = np.argsort(free, kind="stable")  # machines with as much room have the same candidates
     for low in range(0, n, step):
-        part = slice(low, min(low + step, n))
-        _rank(g, r, m.take(part), free[part], columns[:, part], found[part])
+        part = order[low : low + step]
+        some, keys_of = np.zeros((len(FIELDS), part.size, FINALISTS)), np.full((part.size, FINALISTS), NEVER)
+        _rank(g, r, m.take(part), free[part], some, keys_of)
+        columns[:, part], found[part] = some, keys_of
     # Where even the first is none, a dummy keeps the arrays regular.
     valid = found[:, 0] < NEVER
     several = np.flatnonzero((found[:, 1] < NEVER) & valid)
