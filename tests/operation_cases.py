@@ -36,6 +36,13 @@ def matrix_cases(b: ProgramBuilder) -> list[Tensor]:
     outs.append(b.matmul(a, b.input((2, 5, 20, 13))))
     outs.append(b.matmul(a, b.input((5, 33, 20)), transpose_b=True))
     outs.append(b.matmul(b.input((6, 64)), b.input((64, 32))))
+    # Right-hand sides that are transposed views: heads of attention, keys and values, with and without a batch.
+    for lead, heads, length, depth in (((1,), 3, 20, 24), ((2,), 2, 7, 70), ((), 5, 13, 6)):
+        split, order = (*lead, length, heads, depth), (*range(len(lead)), *(len(lead) + i for i in (1, 0, 2)))
+        keys, values = (b.transpose(b.input(split), order) for _ in range(2))
+        scores = b.matmul(b.transpose(b.input(split), order), keys, transpose_b=True)
+        outs.append(b.matmul(scores, values))
+        outs.append(b.matmul(scores, b.transpose(values, (*range(len(lead) + 1), len(lead) + 2, len(lead) + 1)), True))
     return outs
 
 

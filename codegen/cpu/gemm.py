@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from qcompiler.codegen.cpu.conv import offset_of
 from qcompiler.codegen.cpu.epilogue import fused_ops
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Kernel, Step
+from qcompiler.codegen.cpu.loops import collapse, strides_of
 from qcompiler.codegen.cpu.matrix_work import matrix_kernel, packed_kernel
 from qcompiler.codegen.cpu.operand_packing import VECTORS, column_bias, pack_right, row_bias
 from qcompiler.codegen.cpu.pad import NO_PADDING, padded_input
@@ -55,8 +57,10 @@ def _lines(
     )  # fmt: skip
 
 
-def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
+def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None = None) -> list[Step]:
     """The steps of a product of two activations.
+
+    walk: the strides of b's axes in the buffer that holds it, where that is a transposed view (its last one is 1).
 
     With stored bytes a' = a + 128 and offset o = zero_a + 128, ``sum (a - zero_a)(b - zero_b)`` is
     ``sum a'b - o * sum b + K * o * zero_b - zero_b * sum a'``: b is packed as weights, the second and third terms
@@ -77,7 +81,10 @@ def matmul(group: Group, isa: VectorInstructionSet) -> list[Step]:
     name, offset = group.output.name, offset_of(a, isa)
     packed, bias = f"{name}.packed", f"{name}.bias"
     all_blocks, lanes = copies * blocks.count, copies * blocks.total_vectors * isa.lanes(4)
-    packing = Kernel("pack_right", pack_right, dict(copies=copies, n=n, k=k, transposed=op.transpose_b), all_blocks)
+    walk = strides_of(b.shape) if walk is None else walk
+    extents, (strides,) = collapse(b.shape[:-2], [walk[:-2]])
+    places = dict(copies=tuple(zip(extents, strides, strict=True)), row_stride=walk[-2], elements=b.elements)
+    packing = Kernel("pack_right", pack_right, dict(n=n, k=k, transposed=op.transpose_b, **places), all_blocks)
     correction = dict(quads=geometry.quads, factor=-offset, addend=k * offset * b.zero_point)
     summing = Kernel("column_bias", column_bias, dict(blocks=all_blocks, **correction), all_blocks)
     weight_bytes = lanes * isa.block.units(geometry.quads) * isa.block.depth * np.dtype(isa.weight_dtype).itemsize

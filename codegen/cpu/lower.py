@@ -48,7 +48,7 @@ from qcompiler.sim.integer_program import (
     Transpose,
 )
 
-MATRIX = {Conv2d: conv2d, Dense: dense, MatMul: matmul}
+MATRIX = (Conv2d, Dense, MatMul)
 ALIGNMENT = 64
 Planes = tuple[int, int, int]
 
@@ -91,10 +91,14 @@ def lower(program: IntegerProgram, isa: VectorInstructionSet) -> Lowered:
             steps.append(Step(kernel, (name,), renamed[name], tensor.bytes))
     groups = fuse(program)
     borders = _borders(program, groups)
+    walks = _transposed_operands(program, groups)
     for group in groups:
+        if group[-1].output in walks:
+            memory.alias(group[0], renamed)
+            continue
         if memory.is_view(group[0], renamed):
             continue
-        for step in _steps(program, group, isa, borders):
+        for step in _steps(program, group, isa, borders, walks):
             inputs = tuple(renamed.get(n, n) for n in step.inputs)
             steps.append(Step(step.kernel, inputs, step.output, step.output_bytes, step.operations))
     steps += memory.outputs(steps, renamed, isa)
@@ -123,7 +127,7 @@ def fuse(program: IntegerProgram) -> list[tuple[Operation, ...]]:
     # From the end, so that of two convolutions that meet in an addition the later one takes it.
     for op in reversed(program.operations):
         group = [op]
-        if type(op) in MATRIX:
+        if isinstance(op, MATRIX):
             while (user := only_reader(group[-1].output)) is not None and fusable(user, program.tensors):
                 group.append(user)
         elif isinstance(op, (Quantize, Transpose, Dequantize)) and op.name not in taken:
@@ -173,15 +177,34 @@ def _writes_image(program: IntegerProgram, group: tuple[Operation, ...]) -> bool
     return quantizes and planes is not None and is_image(program.output_tensor(group[-1]), planes)
 
 
+def _transposed_operands(program: IntegerProgram, groups: list[tuple[Operation, ...]]) -> dict[str, list[int]]:
+    """Transposes that only the packing of right-hand sides reads, to the strides with which it walks their input."""
+    readers = program.consumers()
+    found = {}
+    for group in groups:
+        op = group[0]
+        if not isinstance(op, Transpose) or len(group) > 1 or op.output in program.outputs:
+            continue
+        source, rank = program.tensors[op.inputs[0]], len(op.permutation)
+        packed = all(isinstance(r, MatMul) and r.inputs[0] != op.output for r in readers[op.output])
+        if packed and op.permutation[-1] == rank - 1 and source.dtype == "int8":
+            steps = strides_of(source.shape)
+            found[op.output] = [steps[p] for p in op.permutation]
+    return found
+
+
 def _steps(
-    program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet, borders: Mapping[str, Border]
-) -> list[Step]:
+    program: IntegerProgram, group: tuple[Operation, ...], isa: VectorInstructionSet, borders: Mapping[str, Border],
+    walks: Mapping[str, list[int]],
+) -> list[Step]:  # fmt: skip
     op, last = group[0], group[-1]
     if isinstance(op, Conv2d):
         border = borders.get(last.output, NO_BORDER)
         return conv2d(Group(group, program.tensors), isa, op.inputs[0] in borders, border)
-    if type(op) in MATRIX:
-        return MATRIX[type(op)](Group(group, program.tensors), isa)
+    if isinstance(op, MatMul):
+        return matmul(Group(group, program.tensors), isa, walks.get(op.inputs[1]))
+    if isinstance(op, Dense):
+        return dense(Group(group, program.tensors), isa)
     out = program.output_tensor(last)
     names = tuple(o.name for o in group)
     if any(isinstance(o, Quantize) for o in group):
@@ -250,11 +273,15 @@ class _Memory:
             name, offset = view.base, offset + view.offset
         return View(name, offset)
 
+    def alias(self, op: Operation, renamed: Mapping[str, str]) -> None:
+        """The operation's output is its input's memory."""
+        source = op.inputs[0]
+        self._parent[op.output] = View(renamed.get(source, source))
+
     def is_view(self, op: Operation, renamed: Mapping[str, str]) -> bool:
         """Whether the operation needs no code; registers the view if so."""
         if isinstance(op, Reshape) or (isinstance(op, Transpose) and keeps_order(self._program, op)):
-            source = op.inputs[0]
-            self._parent[op.output] = View(renamed.get(source, source))
+            self.alias(op, renamed)
             return True
         return isinstance(op, Concat) and self._join(op, renamed)
 

@@ -7,6 +7,7 @@ and `interleave` yields, so that interleaving four rows of b is already the lane
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,42 +15,49 @@ from tvm import tirx
 
 from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, constant, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
-from qcompiler.codegen.cpu.loops import for_chunks, tasks
+from qcompiler.codegen.cpu.loops import dot, for_chunks, tasks, unflatten
 from qcompiler.codegen.cpu.packed_weights import lane_channels
 
 VECTORS = 4
 
 
-def pack_right(isa: VectorInstructionSet, copies: int, n: int, k: int, transposed: bool) -> Any:
-    """Buffers: b [copies, K, N] ([copies, N, K] if transposed), the packed weights. A task is one block of channels."""
+def pack_right(
+    isa: VectorInstructionSet, copies: tuple[tuple[int, int], ...], n: int, k: int, row_stride: int, elements: int,
+    transposed: bool,
+) -> Any:  # fmt: skip
+    """Buffers: b [*copies, K, N] ([*copies, N, K] if transposed), the packed weights. A task is one block of channels.
+
+    copies: (extent, stride) of the leading axes; the last axis is contiguous; elements: of the buffer that holds b.
+    """
+    extents, strides = zip(*copies, strict=True)
     lanes = isa.lanes(4)
     width = VECTORS * lanes
     blocks, units = -(-n // width), isa.block.units(-(-k // 4))
-    elements = isa.block.depth * lanes  # of one vector of weights
+    vector = isa.block.depth * lanes  # elements of one vector of weights
     e = Emitter()
-    b = e.buffer("b", copies * n * k, isa.storage)
-    y = e.buffer("packed", copies * blocks * units * VECTORS * elements, isa.weight_dtype)
+    b = e.buffer("b", elements, isa.storage)
+    y = e.buffer("packed", math.prod(extents) * blocks * units * VECTORS * vector, isa.weight_dtype)
     with tasks(e) as task:
         copy = e.bind(tirx.truncdiv(task, constant(blocks)), "int32", "copy")
         block = e.bind(task - copy * blocks, "int32", "block")
-        base = e.bind(copy * (n * k), "int32", "base")
-        target = e.bind(task * (units * VECTORS * elements), "int32", "target")
+        base = e.bind(dot(unflatten(e, copy, extents), strides), "int32", "base")
+        target = e.bind(task * (units * VECTORS * vector), "int32", "target")
 
         def store(unit: Expr, v: int, quads: Sequence[Expr]) -> None:
-            at = target + (unit * VECTORS + v) * elements
+            at = target + (unit * VECTORS + v) * vector
             start = 0
             for part, dtype, count in isa.as_weights(quads, lanes):
                 e.store(y, at + start, e.bind(part, f"{dtype}x{count}"), count)
                 start += count
 
         if transposed:
-            _transposed_block(isa, e, b, base, block * width, n, k, store)
+            _transposed_block(isa, e, b, base, block * width, n, k, row_stride, store)
         else:
-            _block(isa, e, b, base + block * width, n, k, store)
+            _block(isa, e, b, base + block * width, k, row_stride, store)
     return e.function()
 
 
-def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, n: int, k: int, store: Any) -> None:
+def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, k: int, row_stride: int, store: Any) -> None:
     """b [K, N]: four rows interleaved make one quad of all channels. Columns past N are read but never used."""
     lanes, depth = isa.lanes(4), isa.block.depth
     count = 4 * lanes
@@ -57,7 +65,7 @@ def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, n: int
 
     def unit_of(unit: Expr, rows: int) -> None:
         dtype = f"{isa.storage}x{count}"
-        loads = [e.bind(load(b, first + (unit * depth + r) * n, count), dtype, "row") for r in range(rows)]
+        loads = [e.bind(load(b, first + (unit * depth + r) * row_stride, count), dtype, "row") for r in range(rows)]
         loads += [zero] * (depth - rows)
         quads = [isa.interleave(loads[start : start + 4], lanes) for start in range(0, depth, 4)]
         for v in range(VECTORS):
@@ -72,8 +80,9 @@ def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, n: int
 
 
 def _transposed_block(
-    isa: VectorInstructionSet, e: Emitter, b: Buffer, base: Expr, first: Expr, n: int, k: int, store: Any
-) -> None:
+    isa: VectorInstructionSet, e: Emitter, b: Buffer, base: Expr, first: Expr, n: int, k: int, row_stride: int,
+    store: Any,
+) -> None:  # fmt: skip
     """b [N, K]: a channel's quads lie together; 16 bytes of several channels at a time are transposed as words."""
     lanes, unit_quads = isa.lanes(4), isa.block.depth // 4
     channels = lane_channels(isa, VECTORS)
@@ -81,7 +90,7 @@ def _transposed_block(
     for v in range(VECTORS):
         # Channels past N repeat the last one; their products are never stored.
         rows = [
-            e.bind(base + tirx.min(first + int(channels[v, i]), constant(n - 1)) * k, "int32", "row")
+            e.bind(base + tirx.min(first + int(channels[v, i]), constant(n - 1)) * row_stride, "int32", "row")
             for i in range(lanes)
         ]
         if full:
