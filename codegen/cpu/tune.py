@@ -122,10 +122,18 @@ def _round(
     fresh = [g for g in part if g not in champions]
     if fresh:
         steps = _steps_of(program, isa, {g: best[g] for g in fresh})
-        loaded = load(list(steps.values()), isa, inputs.of(steps.values()))
-        champions.update((g, _Champion(best[g], loaded, i)) for i, g in enumerate(steps))
-    challengers = {g: candidates[g][tried[g]] for g in part}
+        if steps:
+            loaded = load(list(steps.values()), isa, inputs.of(steps.values()))
+            champions.update((g, _Champion(best[g], loaded, i)) for i, g in enumerate(steps))
+    challengers = {g: candidates[g][tried[g]] for g in part if g in champions}
     steps = _steps_of(program, isa, challengers)
+    for g in part:
+        if g not in champions:  # lowered to another shape than the one that the choice is made for
+            tried[g] = len(candidates[g])
+        elif g not in steps:
+            tried[g] += 1
+    if not steps:
+        return
     loaded = load(list(steps.values()), isa, inputs.of(steps.values()))
     for i, g in enumerate(steps):
         champion = champions[g]

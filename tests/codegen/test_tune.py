@@ -104,6 +104,14 @@ def test_the_budget_ends_the_search_and_the_next_goes_on(cache: Path) -> None:
     assert _tune(whole).chosen == resumed.chosen
 
 
+def test_tilings_that_lowering_does_not_follow_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lowering may replace a shape by another one for some tilings: there is nothing to measure then."""
+    monkeypatch.setattr(tuning, "_steps_of", lambda program, isa, wanted: {})
+    machine = Machine(lambda tile: 1.0)
+    tuned = _tune(machine)
+    assert machine.loads == 0 and tuned.chosen == {} and tuned.measured == 0
+
+
 def test_no_time_measures_nothing() -> None:
     machine = Machine(lambda tile: 1.0)
     machine.now = 5.0
