@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qcompiler.api import compile, explore, quantize
+    from qcompiler.api import compile, quantize
     from qcompiler.artifact import Artifact, open_artifact
+    from qcompiler.exploration.api import explore
     from qcompiler.library import Model, load
     from qcompiler.sim.errors import QCompilerError
     from qcompiler.simulation import simulate
@@ -27,7 +28,7 @@ _HOME = {
     "Model": "library",
     "QCompilerError": "sim.errors",
     "compile": "api",
-    "explore": "api",
+    "explore": "exploration.api",
     "load": "library",
     "open_artifact": "artifact",
     "quantize": "api",

@@ -347,7 +347,7 @@ def explore(
     for option, value in (("--space", space), ("--output", output)):
         if value is None:
             raise typer.BadParameter("is needed", param_hint=option)
-    from qcompiler.api import explore as run
+    from qcompiler.exploration.api import explore as run
     from qcompiler.progress import for_stderr
 
     assert space is not None and output is not None

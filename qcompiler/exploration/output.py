@@ -216,11 +216,5 @@ def _next(found: Exploration, number: int, figures: dict[str, float]) -> list[di
         _, changed = double(found.machine(number), resource)
         changes = {o.figure: gain(figures, after, o.figure) for o in found.merit.objectives}
         rows.append({"double": resource, "fields": changed, "changes": {k: round(v, 6) for k, v in changes.items()}})
-    first = found.merit.objectives[0]
-    order = list(RESOURCES)
-
-    def merit(row: dict[str, Any]) -> tuple[float, int]:
-        change = row["changes"][first.figure]
-        return (-change if first.maximise else change), order.index(row["double"])
-
-    return sorted(rows, key=merit)
+    first, order = found.merit.objectives[0].figure, list(RESOURCES)
+    return sorted(rows, key=lambda row: (row["changes"][first], order.index(row["double"])))

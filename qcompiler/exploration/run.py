@@ -347,6 +347,8 @@ def _effects(run: _Run, found: Exploration, workers: Engine, storage: Storage) -
     if run.sampler == "exhaustive":
         good = [(p, f) for p, f in zip(found.points, found.figures, strict=True) if f is not None]
         points = [p for p, _ in good]
+        if not points:
+            return {o.figure: [Effect(0.0, 0.0)] * len(run.space.axes) for o in merit.objectives}
         return {o.figure: sensitivity.effects(points, [o.score(f) for _, f in good]) for o in merit.objectives}
     sweeps = sensitivity.sweeps(run.space, run.request.seed, SWEEPS)
     wanted = list(dict.fromkeys(p for lines in sweeps for line in lines for p in line))

@@ -6,6 +6,7 @@ number of workers, and after an interruption the sampler runs again over the out
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ from qcompiler.sim.explore.space import INACTIVE, Point, Space
 
 SAMPLERS = ("exhaustive", "random", "tpe", "nsga2")
 EXHAUSTIVE_LIMIT = 1_000_000
-CHUNK = 64  # points that are evaluated and stored together
-BATCH = 20  # points that an adaptive sampler chooses before it hears of the first
+CHUNK = 256  # points that are evaluated and stored together
+BATCH = 40  # points that an adaptive sampler chooses before it hears of the first
 NOTHING = 1e6  # the score of what is no machine at all; its violation keeps it behind everything else
 ASKS = 10  # times that an adaptive sampler may repeat itself for each new point
 
@@ -48,7 +49,7 @@ def batches(space: Space, sampler: str, seed: int, trials: int | None, objective
 
 def chunk_size(sampler: str) -> int:
     """Points a chunk: many where they are known long before, few where the sampler waits for them."""
-    return CHUNK if sampler in ("exhaustive", "random") else BATCH // 4
+    return CHUNK if sampler in ("exhaustive", "random") else BATCH // 2
 
 
 def _exhaustive(space: Space) -> Batches:
@@ -104,9 +105,13 @@ def _sampler(optuna: Any, space: Space, name: str, seed: int) -> Any:
     conditional = any(axis.when for axis in space.axes)
 
     if name == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=BATCH, seed=seed)
+        # Choices are steps along an axis: blending parents finds the steps between them (benchmarks/samplers.py).
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            blend = optuna.samplers.nsgaii.BLXAlphaCrossover()
+        return optuna.samplers.NSGAIISampler(population_size=BATCH, crossover=blend, seed=seed)
     return optuna.samplers.TPESampler(
-        n_startup_trials=2 * BATCH, multivariate=True, group=conditional, constant_liar=True, seed=seed,
+        n_startup_trials=BATCH, multivariate=True, group=conditional, constant_liar=True, seed=seed,
     )  # fmt: skip
 
 

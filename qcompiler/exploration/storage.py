@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Storage:
         self.repaired = 0  # bytes of a torn last line that were dropped
         self.shared = is_url = "://" in self.where
         try:
-            backend = optuna.storages.RDBStorage(self.where) if is_url else self._journal(optuna, Path(where))
+            backend = _database(optuna, self.where) if is_url else self._journal(optuna, Path(where))
         except ExplorationError:
             raise
         except Exception as error:  # whatever the database's driver raises
@@ -117,19 +118,19 @@ class Storage:
         if not mine and studies and not self.shared:
             raise ExplorationError(f"storage {self.where} holds an Optuna study of something else; give another file")
         if not mine:
-            directions = [optuna.study.StudyDirection.MINIMIZE]
-            self._study = backend.create_new_study(directions, study_name=name)
-            self._backend.set_study_user_attr(self._study, HEADER, {"identity": self.identity, "sha256": self.hash})
-        else:
-            self._study = mine[0]._study_id
-            attributes = backend.get_study_user_attrs(self._study)
-            header = attributes.get(HEADER)
-            if header is None:  # killed between the two steps above, or cut back to there
-                if attributes:
-                    raise ValueError("its header is missing")
-                self._backend.set_study_user_attr(self._study, HEADER, {"identity": self.identity, "sha256": self.hash})
-            elif header["sha256"] != self.hash:
-                raise ExplorationError(self._foreign(header["identity"]))
+            try:
+                backend.create_new_study([optuna.study.StudyDirection.MINIMIZE], study_name=name)
+            except optuna.exceptions.DuplicatedStudyError:
+                pass  # by another machine, just now
+        self._study = backend.get_study_id_from_name(name)
+        attributes = backend.get_study_user_attrs(self._study)
+        header = attributes.get(HEADER)
+        if header is None:  # new, or killed in between
+            if attributes:
+                raise ValueError("its header is missing")
+            backend.set_study_user_attr(self._study, HEADER, {"identity": self.identity, "sha256": self.hash})
+        elif header["sha256"] != self.hash:
+            raise ExplorationError(self._foreign(header["identity"]))
 
     def _foreign(self, other: Mapping[str, Any]) -> str:
         changed = [k for k in {**other, **self.identity} if other.get(k) != self.identity.get(k)]
@@ -171,6 +172,15 @@ class Storage:
 
     def _sum(self, key: str, items: Any, rows: list[Any]) -> str:
         return digest([self.hash, key, items, rows])
+
+
+def _database(optuna: Any, url: str) -> Any:
+    """The database; a second try where another machine was making its tables just then."""
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception:  # whatever the database's driver raises
+        time.sleep(1)
+        return optuna.storages.RDBStorage(url)
 
 
 def repair(path: Path) -> int:

@@ -20,26 +20,22 @@ from qcompiler.sim.hardware.machine import field_names
 
 ALIASES = {
     "latency": "latency_ms", "energy": "energy_uj", "power": "power_mw", "area": "area_mm2", "edp": "edp_uj_ms",
-    "traffic": "dram_bytes", "accuracy": "accuracy", "sqnr": "sqnr_db",
+    "traffic": "dram_bytes",
 }  # fmt: skip
 UNITS = {
     "latency_ms": "ms", "energy_uj": "µJ", "power_mw": "mW", "area_mm2": "mm²", "edp_uj_ms": "µJ·ms",
-    "dram_bytes": "bytes", "accuracy": "", "sqnr_db": "dB",
+    "dram_bytes": "bytes",
 }  # fmt: skip
-QUALITY = ("accuracy", "sqnr_db")  # the higher the better; the rest the lower
-PER_MODEL = ("latency_ms", "energy_uj", "dram_bytes", *QUALITY)
+PER_MODEL = ("latency_ms", "energy_uj", "dram_bytes")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One inference of one model: cycles, pJ with the leakage of these cycles, bytes of the external memories, and,
-    where it was measured, accuracy (0..1) and SQNR (dB)."""
+    """One inference of one model: cycles, pJ with the leakage of these cycles, bytes of the external memories."""
 
     cycles: int
     energy_pj: float
     dram_bytes: int
-    accuracy: float | None = None
-    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Outcome:
         """A short JSON value that `from_json` gives back exactly."""
         if self.reason:
             return [self.reason]
-        costs = [[c.cycles, c.energy_pj, c.dram_bytes, c.accuracy, c.sqnr_db] for c in self.costs]
+        costs = [[c.cycles, c.energy_pj, c.dram_bytes] for c in self.costs]
         return [self.clock_mhz, self.area_mm2, self.leakage_mw, costs]
 
     @staticmethod
@@ -69,37 +65,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure to minimise, or to maximise."""
+    """A figure to minimise."""
 
     figure: str
 
-    @property
-    def maximise(self) -> bool:
-        return self.figure.rpartition(".")[2] in QUALITY
-
     def cost(self, figures: Mapping[str, float]) -> float:
-        """The figure such that less is better."""
-        value = figures[self.figure]
-        return -value if self.maximise else value
+        """The figure itself."""
+        return figures[self.figure]
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """As `cost`, the logarithm of what spans decades (all but qualities)."""
-        value = figures[self.figure]
-        return -value if self.maximise else math.log(max(value, 1e-30))
+        """Its logarithm: figures span decades."""
+        return math.log(max(figures[self.figure], 1e-30))
 
 
 class Merit:
     """Figures, objectives and constraints of an exploration.
 
-    models: by name, in the order of `Outcome.costs`. quality: which of `QUALITY` is measured. Raises ExplorationError
-    for an unknown objective or name in a constraint.
+    models: by name, in the order of `Outcome.costs`. Raises ExplorationError for an unknown objective or name in a
+    constraint.
     """
 
     def __init__(
-        self, models: Mapping[str, ModelOptions], objectives: Sequence[str], constraints: Sequence[str],
-        quality: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self.models, self.quality = dict(models), tuple(quality)
+        self, models: Mapping[str, ModelOptions], objectives: Sequence[str], constraints: Sequence[str]
+    ) -> None:
+        self.models = dict(models)
         self.periods = [m.period_ms for m in models.values()]
         if any(self.periods) and not all(self.periods):
             without = next(n for n, m in models.items() if m.period_ms is None)
@@ -113,28 +102,21 @@ class Merit:
         self.constraints = tuple(self._constraint(text) for text in constraints)
 
     def _names(self) -> tuple[str, ...]:
-        absent = {q for q in QUALITY if q not in self.quality}
-        shared = [n for n in ALIASES.values() if n not in absent]
-        return (*shared, *(f"{m}.{n}" for m in self.models for n in PER_MODEL if n not in absent))
+        return (*ALIASES.values(), *(f"{m}.{n}" for m in self.models for n in PER_MODEL))
 
     def _figure(self, name: str) -> str:
         found = ALIASES.get(name, name)
         if found in self.names:
             return found
-        if found in QUALITY:
-            needs = "--calibration and --labels" if found == "accuracy" else "--calibration"
-            raise ExplorationError(f"objective {name!r} needs data to be measured on: give {needs}")
-        aliases = [a for a, n in ALIASES.items() if n in self.names]
-        near = did_you_mean(name, [*aliases, *self.names])
-        raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join(aliases)})")
+        near = did_you_mean(name, [*ALIASES, *self.names])
+        raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join(ALIASES)})")
 
     def _constraint(self, text: str) -> Expression:
         expression = Expression(text, f"constraint {text!r}")
         if expression.comparison() is None:
             raise ExplorationError(f"constraint {text!r}: want a comparison, such as 'area_mm2 < 2'")
-        aliases = [a for a in ALIASES if ALIASES[a] in self.names]
-        expression.require([*self.names, *aliases, *field_names()])
-        if not any(n in self.names or n in aliases for n in expression.names):
+        expression.require([*self.names, *ALIASES, *field_names()])
+        if not any(n in self.names or n in ALIASES for n in expression.names):
             raise ExplorationError(f"constraint {text!r}: names no figure; limit fields by their choices instead")
         return expression
 
@@ -160,12 +142,9 @@ class Merit:
         found["area_mm2"] = outcome.area_mm2
         found["edp_uj_ms"] = found["energy_uj"] * found["latency_ms"]
         found["dram_bytes"] = mean([c.dram_bytes for c in outcome.costs])
-        for q in self.quality:
-            found[q] = mean([getattr(c, q) for c in outcome.costs])
         for name, t, e, c in zip(self.models, times, energies, outcome.costs, strict=True):
-            own: dict[str, Any] = {"latency_ms": t, "energy_uj": e, "dram_bytes": c.dram_bytes, "accuracy": c.accuracy,
-                   "sqnr_db": c.sqnr_db}  # fmt: skip
-            found |= {f"{name}.{n}": own[n] for n in PER_MODEL if f"{name}.{n}" in self.names}
+            own = {"latency_ms": t, "energy_uj": e, "dram_bytes": c.dram_bytes}
+            found |= {f"{name}.{n}": float(own[n]) for n in PER_MODEL}
         return found
 
     def violations(self, outcome: Outcome, figures: Mapping[str, float], fields: Mapping[str, Any]) -> dict[str, float]:

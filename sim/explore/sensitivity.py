@@ -34,7 +34,7 @@ def effects(points: Sequence[Point], values: Sequence[float]) -> list[Effect]:
     y = np.asarray(values, float)
     variance = y.var()
     found = []
-    for axis in range(len(points[0]) if points else 0):
+    for axis in range(len(points[0])):
         if not variance > 0:
             found.append(Effect(0.0, 0.0))
             continue
@@ -75,7 +75,7 @@ def swept_effects(lines: Sequence[Sequence[Sequence[float | None]]], centres: Se
         for sweep, centre in zip(lines, centres, strict=True):
             if centre is not None:
                 within.append(np.var([v for v in sweep[axis] if v is not None]))
-        found.append(Effect(None, float(np.mean(within) / variance) if variance > 0 else 0.0))
+        found.append(Effect(None, float(np.mean(within) / variance) if within and variance > 0 else 0.0))
     return found
 
 

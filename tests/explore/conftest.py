@@ -25,10 +25,10 @@ fields:
 variables:
   tiles: [4]
 derived:
-  weight_memory.size_bytes: tiles * matrix.rows * matrix.columns * 2
+  weight_memory.size_bytes: max(256, tiles * matrix.rows * matrix.columns * 2)
   activation_memory.bytes_per_cycle: 32
 objectives: [latency, energy, area]
-constraints: ["area_mm2 < 0.69"]
+constraints: ["area_mm2 < 0.65"]
 """
 
 
