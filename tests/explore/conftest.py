@@ -1,35 +1,13 @@
-"""One compiled model, and a small space that goes with it."""
+"""One compiled model, and a small space as a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from small_space import CALIBRATION, DIGITS, SPACE
 
 import qcompiler
-
-DEMO = Path(qcompiler.__file__).parent / "demo"
-DIGITS, CALIBRATION, TEST = DEMO / "digits.onnx", DEMO / "calibration.npz", DEMO / "test.npz"
-
-SPACE = """
-name: small
-base: edge-16x16
-fields:
-  matrix.rows: [2, 4, 8]
-  matrix.columns: [4, 8]
-  vector.lanes: [4, 16, 64]
-  constant_memory:
-    - null
-    - {technology: flash, size_bytes: 1048576, read_bytes_per_cycle: 4, latency_cycles: 20, burst_bytes: 16,
-       outstanding_transfers: 2}
-variables:
-  tiles: [4]
-derived:
-  weight_memory.size_bytes: max(256, tiles * matrix.rows * matrix.columns * 2)
-  activation_memory.bytes_per_cycle: 32
-objectives: [latency, energy, area]
-constraints: ["area_mm2 < 0.65"]
-"""
 
 
 @pytest.fixture(scope="session")

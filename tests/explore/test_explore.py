@@ -45,7 +45,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small space, gone through in this process."""
-    from conftest import SPACE
+    from small_space import SPACE
 
     folder = tmp_path_factory.mktemp("whole")
     (folder / "space.yaml").write_text(SPACE)
@@ -119,7 +119,7 @@ def test_the_worked_case_of_the_documentation(tmp_path: Path) -> None:
 
 
 def test_a_machine_of_the_front_compiles_and_costs_what_was_promised(whole: Path, tmp_path: Path) -> None:
-    from conftest import CALIBRATION, DIGITS
+    from small_space import CALIBRATION, DIGITS
 
     entry = json.loads((whole / "summary.json").read_text())["front"][0]
     path = whole / entry["machine"]
@@ -157,7 +157,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(digits: Path, space: Path, tmp_
 
 
 def test_seeds_differ() -> None:
-    from conftest import SPACE
+    from small_space import SPACE
 
     space = loads(SPACE)
     for sampler in ("random", "tpe", "nsga2"):
