@@ -16,7 +16,7 @@ The band is the sum of every part at its entry's low, and at its high: entries e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -356,16 +356,25 @@ def totals(
     counts: npt.NDArray[np.int64], cycles: npt.NDArray[np.int64], machines: Sequence[Machine], table: EnergyTable
 ) -> Totals:
     """Totals of `energy`, `area` and `static_power` for counters [M, K, COUNTERS] and cycles [M, K], bit for bit."""
-    order, column = [n for names in GROUPS.values() for n in names], {name: i for i, name in enumerate(COUNTERS)}
-    price, areas, leaks = np.zeros((len(order), len(machines), 1, 3)), [], []
+    column = {name: i for i, name in enumerate(COUNTERS)}
+    known, where, rows = dict[Hashable, int](), np.zeros(len(machines), np.int64), list[list[Quantity]]()
     for i, machine in enumerate(machines):
-        each, parts = prices(machine, table), area(machine, table)
-        price[:, i, 0] = [each[name] for name in order]
-        total = ZERO
-        for part in parts.values():
-            total = total.plus(part)
-        areas.append(total)
-        leaks.append(leakage(machine, table, parts))
+        # Machines of an exploration are alike in most of what their prices follow from.
+        key = (machine.process_nm, *memories(machine).values(), machine.main_memory, machine.constant_memory)
+        if key not in known:
+            known[key] = len(rows)
+            rows.append(_figures(machine, table))
+        where[i] = known[key]
+    figures = np.array(rows, dtype=np.float64).reshape(len(rows), -1, 3)[where].swapaxes(0, 1)
+    mac_mm2, lane_mm2, sram_mw, logic_mw, *macros = figures[: 4 + len(PORTS)]
+    size = np.array([(m.matrix.macs_per_cycle, m.vector.lanes) for m in machines], dtype=np.float64).reshape(-1, 2)
+    array, vector = mac_mm2 * (size[:, :1] * 1e-6), lane_mm2 * (size[:, 1:] * 1e-6)
+    control = (array + vector) * np.maximum(np.array(table.factors.logic_overhead.quantity) - 1, 0)
+    areas = array + vector + control
+    leaks = sram_mw + logic_mw * areas[:, :1]
+    for macro in macros:
+        areas = areas + macro
+    price = figures[4 + len(PORTS) :, :, None]
     result, at = np.zeros((*cycles.shape, 3)), 0
     for names in GROUPS.values():
         group = np.zeros_like(result)
@@ -374,5 +383,13 @@ def totals(
             at += 1
         result = result + group
     seconds = cycles / (np.array([m.clock_mhz for m in machines]) * 1e6)[:, None]
-    leaked = np.array(leaks).reshape(-1, 1, 3) * (seconds * 1e9)[:, :, None]
-    return Totals(result + leaked, np.array(areas).reshape(-1, 3), np.array(leaks).reshape(-1, 3))
+    return Totals(result + leaks[:, None] * (seconds * 1e9)[:, :, None], areas, leaks)
+
+
+def _figures(machine: Machine, table: EnergyTable) -> list[Quantity]:
+    """What follows from a machine's process and memories: um2 of a MAC and of a lane, mW that memories leak, mW that a
+    mm2 of logic leaks, mm2 of each memory, and the prices in the order of `GROUPS`."""
+    node, sizes, price = table.at(machine.process_nm), memories(machine), prices(machine, table)
+    leaked = node.sram_uw * (sum(sizes.values()) / 1024 / 1000)
+    macros = [node.sram_mm2(size, PORTS[name]) for name, size in sizes.items()]
+    return [node.mac_um2, node.lane_um2, leaked, node.logic_mw, *macros, *(price[n] for g in GROUPS.values() for n in g)]

@@ -261,7 +261,7 @@ def _judge(
     if outcome.reason:
         return None, {}
     figures = run.merit.figures(outcome)
-    fields: Mapping[str, Any] = _Fields(base, run.space.fields(point)) if run.merit.constraints else {}
+    fields: Mapping[str, Any] = _Fields(base, run.space.fields(point)) if run.merit.reads_fields else {}
     return figures, run.merit.violations(outcome, figures, fields)
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic over named values, for derived fields and constraints: parsed by `ast`, interpreted node by node.
+"""Arithmetic over named values, for derived fields and constraints: parsed by `ast`, each node made a closure.
 
 Only what is listed here exists: + - * / // % **, comparisons, `a if c else b`, and/or/not, numbers, quoted texts,
 dotted names, and the functions of `FUNCTIONS`. Nothing of Python can be reached from an expression.
@@ -17,6 +17,7 @@ from typing import Any
 from qcompiler.sim.errors import ExplorationError, did_you_mean
 
 Value = Any  # int, float, str, bool, or None
+Closure = Callable[[Mapping[str, Value]], Value]
 MAX_TEXT = 500
 MAX_EXPONENT = 64
 LARGEST = 10**300  # nothing that grows further can be built from one step of what is smaller
@@ -54,6 +55,13 @@ class Expression:
         return tree
 
     @cached_property
+    def _function(self) -> Closure:
+        return _closure(self.tree)
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"text": self.text, "where": self.where}  # closures do not travel to other processes
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names it reads, in order of appearance."""
         found: dict[str, None] = {}
@@ -78,11 +86,12 @@ class Expression:
     def evaluate(self, values: Mapping[str, Value]) -> Value:
         """Its value; `values` holds every one of `names`. Raises ExplorationError (division by zero, a text added)."""
         try:
-            return _value(self.tree, values)
+            return self._function(values)
         except (ArithmeticError, TypeError, ValueError) as error:
             used = ", ".join(f"{n} = {values[n]!r}" for n in self.names)
             raise ExplorationError(f"{self.where}: {self.text!r} has no value for {used}: {error}") from None
 
+    @cached_property
     def comparison(self) -> tuple[Expression, str, Expression] | None:
         """``(left, operator, right)`` of a single ``left < right``."""
         tree = self.tree
@@ -136,33 +145,50 @@ def _dotted(node: ast.AST) -> str:
     return ""
 
 
-def _value(node: ast.AST, values: Mapping[str, Value]) -> Value:
+def _closure(node: ast.AST) -> Closure:
+    """The function of a node: a tree is walked once, not for every machine."""
     if isinstance(node, ast.Constant):
-        return node.value
+        constant = node.value
+        return lambda values: constant
     if isinstance(node, (ast.Name, ast.Attribute)):
-        return values[_dotted(node)]
+        return operator.itemgetter(_dotted(node))
     if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, values), _value(node.right, values)
-        if isinstance(left, str) or isinstance(right, str):
+        return _binary(node.op, _closure(node.left), _closure(node.right))
+    if isinstance(node, ast.UnaryOp):
+        operand = _closure(node.operand)
+        if isinstance(node.op, ast.Not):
+            return lambda values: not operand(values)
+        return (lambda values: -operand(values)) if isinstance(node.op, ast.USub) else operand
+    if isinstance(node, ast.Compare):
+        sides, signs = [_closure(side) for side in (node.left, *node.comparators)], [_COMPARE[type(o)] for o in node.ops]
+        return lambda values: _compare(signs, [side(values) for side in sides])
+    if isinstance(node, ast.BoolOp):
+        parts, join = [_closure(v) for v in node.values], all if isinstance(node.op, ast.And) else any
+        return lambda values: join([bool(part(values)) for part in parts])
+    if isinstance(node, ast.IfExp):
+        test, then, otherwise = _closure(node.test), _closure(node.body), _closure(node.orelse)
+        return lambda values: then(values) if test(values) else otherwise(values)
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    function, arguments = FUNCTIONS[node.func.id], [_closure(a) for a in node.args]
+    return lambda values: function(*[argument(values) for argument in arguments])
+
+
+def _binary(sign: ast.operator, left: Closure, right: Closure) -> Closure:
+    function, power = _BINARY[type(sign)], isinstance(sign, ast.Pow)
+
+    def value(values: Mapping[str, Value]) -> Value:
+        a, b = left(values), right(values)
+        if isinstance(a, str) or isinstance(b, str):
             raise TypeError("a text is not a number")
-        if isinstance(node.op, ast.Pow) and abs(right) > MAX_EXPONENT:
+        if power and abs(b) > MAX_EXPONENT:
             raise ValueError(f"exponents go to {MAX_EXPONENT}")
-        result = _BINARY[type(node.op)](left, right)
+        result = function(a, b)
         if isinstance(result, complex) or abs(result) > LARGEST:
             raise ValueError(f"{result if isinstance(result, complex) else 'a value beyond 1e300'} is no size")
         return result
-    if isinstance(node, ast.UnaryOp):
-        operand = _value(node.operand, values)
-        if isinstance(node.op, ast.Not):
-            return not operand
-        return -operand if isinstance(node.op, ast.USub) else operand
-    if isinstance(node, ast.Compare):
-        sides = [_value(side, values) for side in (node.left, *node.comparators)]
-        return all(_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, sides, sides[1:], strict=False))
-    if isinstance(node, ast.BoolOp):
-        found = [bool(_value(v, values)) for v in node.values]
-        return all(found) if isinstance(node.op, ast.And) else any(found)
-    if isinstance(node, ast.IfExp):
-        return _value(node.body if _value(node.test, values) else node.orelse, values)
-    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    return FUNCTIONS[node.func.id](*(_value(a, values) for a in node.args))
+
+    return value
+
+
+def _compare(signs: list[Callable[[Any, Any], bool]], sides: list[Value]) -> bool:
+    return all(sign(a, b) for sign, a, b in zip(signs, sides, sides[1:], strict=False))

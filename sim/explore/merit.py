@@ -9,6 +9,7 @@ machine leaks while it waits: power_mw = leakage + sum((e - leakage t) / period)
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,8 @@ class Merit:
         if len({o.figure for o in self.objectives}) < len(self.objectives):
             raise ExplorationError(f"objectives: {', '.join(objectives)} names one of them twice")
         self.constraints = tuple(self._constraint(text) for text in constraints)
+        read = {name for constraint in self.constraints for name in constraint.names}
+        self.reads_fields = not read <= {*self.names, *ALIASES}
 
     def _names(self) -> tuple[str, ...]:
         return (*ALIASES.values(), *(f"{m}.{n}" for m in self.models for n in PER_MODEL))
@@ -113,7 +116,7 @@ class Merit:
 
     def _constraint(self, text: str) -> Expression:
         expression = Expression(text, f"constraint {text!r}")
-        if expression.comparison() is None:
+        if expression.comparison is None:
             raise ExplorationError(f"constraint {text!r}: want a comparison, such as 'area_mm2 < 2'")
         expression.require([*self.names, *ALIASES, *field_names()])
         if not any(n in self.names or n in ALIASES for n in expression.names):
@@ -159,10 +162,10 @@ class Merit:
             )
             if busy > 1:
                 broken["the models fit their periods"] = busy - 1
-        values = {**fields, **figures, **{a: figures[n] for a, n in ALIASES.items() if n in figures}}
+        values = ChainMap({a: figures[n] for a, n in ALIASES.items()}, dict(figures), fields)
         for constraint in self.constraints:
             if not constraint.evaluate(values):
-                comparison = constraint.comparison()
+                comparison = constraint.comparison
                 assert comparison is not None
                 left, sign, right = comparison
                 a, b = left.evaluate(values), right.evaluate(values)
