@@ -148,7 +148,7 @@ def _parameters_fit(g: Geometry, m: Machines) -> npt.NDArray[np.bool_]:
     """Whether a layer of another kind has room for its constants."""
     if g.kind == "table" and g.tables > 1:
         return np.minimum(m.lanes, g.output[3]) * TABLE_BYTES <= m.parameter_bytes
-    need, _ = cost.chunk_parameters(g, Choice(0, 1, True, 1, 1), m)
+    need, _, _ = cost.chunk_parameters(g, Choice(0, 1, True, 1, 1), m)
     if g.kind == "pool":
         need = cost.window_parameters(g, g.output[3], 1)
     return need <= m.parameter_bytes

@@ -473,16 +473,16 @@ def chunk_cycles(g: Geometry, chunk: Chunk, index: Any, m: Machines) -> Values:
     return each
 
 
-def chunk_parameters(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Values]:
-    """``(bytes, how often)`` of the constants of a layer of another kind; tables of channels that do not fit come again
-    for every chunk, group by group."""
+def chunk_parameters(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Values, Values]:
+    """``(bytes, how often, groups)`` of the constants of a layer of another kind; tables of channels that do not fit
+    come group by group, again for every chunk."""
     if g.kind == "table" and g.tables > 1:
         number = ceil_div(g.output[3], c.group * m.lanes)
-        return TABLE_BYTES * g.output[3], np.where(number > 1, chunks(g).count[c.tiling], 1)
+        return TABLE_BYTES * g.output[3], np.where(number > 1, chunks(g).count[c.tiling], 1), number
     length = g.image[3]
     size = {"table": TABLE_BYTES, "softmax": EXP_TABLE_BYTES, "layer_norm": 4 * length, "elementwise": g.record_bytes,
             "resize": COORDINATE_BYTES * g.output[2] + g.record_bytes}  # fmt: skip
-    return size.get(g.kind, 0), 1
+    return size.get(g.kind, 0), 1, 1
 
 
 def on_chip(box: Box, m: Machines) -> Values:
@@ -556,7 +556,7 @@ def _other(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
         w.store, w.main_write = w.store + count * (p.store + p.local), w.main_write + count * p.main_write
         w.vector = w.vector + count * p.vector
         w.first_load, w.last_store = np.maximum(w.first_load, p.load), np.maximum(w.last_store, p.store)
-    size, times = chunk_parameters(g, c, m)
+    size, times, _ = chunk_parameters(g, c, m)
     if size:
         took, moved = read(m.constant, 1, size)
         w.first_fetch = took

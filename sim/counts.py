@@ -220,11 +220,10 @@ def _chunks(found: Counts, g: Geometry, c: Choice, r: Residency, m: Machines) ->
     if g.kind == "move":
         _moves(found, g, c, r)
         return
-    size, times = cost.chunk_parameters(g, c, m)
-    groups = ceil_div(g.output[3], c.group * m.lanes) if g.kind == "table" and g.tables > 1 else 1
+    size, times, groups = cost.chunk_parameters(g, c, m)
     if size:
         found.add(parameter_write=times * size)
-        found.instructions = found.instructions + np.where(np.asarray(times) > 1, times * groups, 1)
+        found.instructions = found.instructions + times * groups
         found.constants = found.constants + size
     for kind in t.kinds:
         count, elements = kind.count[c.tiling], kind.output[c.tiling]

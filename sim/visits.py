@@ -325,9 +325,9 @@ def _chunks(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> Non
             v[run + name] = total / number * count
         v[run + "loads"] = v[run + "visits"] if np.any(sums["load"]) else 0
         v[run + "lane_issues"] = v[run + "visits"] if np.any(sums["vector"]) else 0
-    size, times = cost.chunk_parameters(g, c, m)
+    size, times, groups = cost.chunk_parameters(g, c, m)
     v["Agroups"] = 1 if size else 0
-    v["parameter_bytes"] = 1.0 * size / np.where(times > 1, ceil_div(g.output[3], c.group * m.lanes), 1)
+    v["parameter_bytes"] = 1.0 * size / groups
     v["parameters"] = cost.read(m.constant, 1, v["parameter_bytes"])[0] if size else 0
     for run in RUNS[1:]:
         v[run + "groups"] = v[run + "visits"] * (times > 1)
