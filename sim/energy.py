@@ -392,4 +392,11 @@ def _figures(machine: Machine, table: EnergyTable) -> list[Quantity]:
     node, sizes, price = table.at(machine.process_nm), memories(machine), prices(machine, table)
     leaked = node.sram_uw * (sum(sizes.values()) / 1024 / 1000)
     macros = [node.sram_mm2(size, PORTS[name]) for name, size in sizes.items()]
-    return [node.mac_um2, node.lane_um2, leaked, node.logic_mw, *macros, *(price[n] for g in GROUPS.values() for n in g)]
+    return [
+        node.mac_um2,
+        node.lane_um2,
+        leaked,
+        node.logic_mw,
+        *macros,
+        *(price[n] for g in GROUPS.values() for n in g),
+    ]

@@ -160,7 +160,10 @@ def _closure(node: ast.AST) -> Closure:
             return lambda values: not operand(values)
         return (lambda values: -operand(values)) if isinstance(node.op, ast.USub) else operand
     if isinstance(node, ast.Compare):
-        sides, signs = [_closure(side) for side in (node.left, *node.comparators)], [_COMPARE[type(o)] for o in node.ops]
+        sides, signs = (
+            [_closure(side) for side in (node.left, *node.comparators)],
+            [_COMPARE[type(o)] for o in node.ops],
+        )
         return lambda values: _compare(signs, [side(values) for side in sides])
     if isinstance(node, ast.BoolOp):
         parts, join = [_closure(v) for v in node.values], all if isinstance(node.op, ast.And) else any
