@@ -162,7 +162,8 @@ class Merit:
             )
             if busy > 1:
                 broken["the models fit their periods"] = busy - 1
-        values = ChainMap({a: figures[n] for a, n in ALIASES.items()}, dict(figures), fields)
+        aliases = {a: figures[n] for a, n in ALIASES.items()}
+        values = ChainMap[str, Any](aliases, dict(figures), fields)  # type: ignore[arg-type] # is not written to
         for constraint in self.constraints:
             if not constraint.evaluate(values):
                 comparison = constraint.comparison

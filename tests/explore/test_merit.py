@@ -54,6 +54,16 @@ def test_constraints_say_by_how_much() -> None:
     }  # fmt: skip
 
 
+def test_a_constraint_reads_fields_that_are_looked_up_when_missing() -> None:
+    class Base(dict[str, int]):
+        def __missing__(self, name: str) -> int:
+            return {"vector.lanes": 16}[name]
+
+    merit = Merit(ONE, ["latency"], ["area < vector.lanes / 16"])
+    assert merit.reads_fields and not Merit(ONE, ["latency"], ["area < 2"]).reads_fields
+    assert merit.violations(OUTCOME, merit.figures(OUTCOME), Base()) == {"area < vector.lanes / 16": 0.5}
+
+
 @pytest.mark.parametrize(
     ("objectives", "constraints", "message"),
     [
