@@ -8,6 +8,7 @@ come out in channel order; biases and scales use the same lane order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,8 +77,9 @@ def pack_units(vectors: int, rows: int) -> list[list[tuple[int, int]]]:
     ]
 
 
+@functools.cache
 def lane_channels(isa: VectorInstructionSet, vectors: int) -> npt.NDArray[np.int64]:
-    """[vectors, lanes]: the channel, counted from the block's first, that each lane computes."""
+    """[vectors, lanes], read-only: the channel, counted from the block's first, that each lane computes."""
     lanes = isa.lanes(4)
     out = np.empty((vectors, lanes), dtype=np.int64)
     for v0 in range(0, vectors, 4):
@@ -85,6 +87,7 @@ def lane_channels(isa: VectorInstructionSet, vectors: int) -> npt.NDArray[np.int
         inside = [(v, lane) for v, lane in isa.pack_order(lanes) if v < part]
         for channel, (v, lane) in enumerate(inside):
             out[v0 + v, lane] = v0 * lanes + channel
+    out.flags.writeable = False
     return out
 
 

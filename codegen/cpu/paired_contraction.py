@@ -50,9 +50,10 @@ class Streams:
 
 def harmless(weights: Array) -> npt.NDArray[np.bool_]:
     """int8 [..., 4]: whether no pair of products of bytes 0..255 with the weights leaves 16 bits, [...]."""
-    pairs = weights.astype(np.int64).reshape(*weights.shape[:-1], 2, 2)
-    positive, negative = np.maximum(pairs, 0).sum(axis=-1), np.minimum(pairs, 0).sum(axis=-1)
-    return np.asarray(((positive <= LIMIT) & (negative >= -LIMIT)).all(axis=-1))
+    first, second = weights[..., 0::2].astype(np.int16), weights[..., 1::2].astype(np.int16)
+    positive, negative = np.maximum(first, 0) + np.maximum(second, 0), np.minimum(first, 0) + np.minimum(second, 0)
+    fits = (positive <= LIMIT) & (negative >= -LIMIT)
+    return np.asarray(fits[..., 0] & fits[..., 1])
 
 
 def _in_lanes(isa: VectorInstructionSet, geometry: Geometry, weights: Array, vectors: int) -> tuple[Array, Array]:

@@ -88,8 +88,10 @@ def ties_exist(scale: Array, bound: Array) -> bool:
 def reachable_bound(op: Conv2d | Dense, x: Tensor) -> npt.NDArray[np.int64]:
     """Largest |acc| of each output channel over all int8 inputs x (tighter than `accumulator_bound`)."""
     assert x.zero_point is not None
-    weight = op.weight.astype(np.int64).reshape(op.weight.shape[0], -1)
-    positive, negative = np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
+    weight = op.weight.reshape(op.weight.shape[0], -1)
+    total = weight.sum(axis=1, dtype=np.int64)
+    positive = np.maximum(weight, 0).sum(axis=1, dtype=np.int64)
+    negative = total - positive
     low, high = numerics.INT8_MIN - x.zero_point, numerics.INT8_MAX - x.zero_point
     bias = op.bias.astype(np.int64)
     most, least = bias + high * positive + low * negative, bias + low * positive + high * negative

@@ -99,13 +99,14 @@ class WinogradGeometry:
 def applies(op: Conv2d, isa: VectorInstructionSet) -> bool:
     """Whether the convolution has the form, the level gains, and four times an accumulator fits 32 bits."""
     outputs, *kernel, inputs = op.weight.shape
-    largest = int(np.abs(op.weight.astype(np.int64)).reshape(outputs, -1).sum(axis=1).max(initial=0))
-    bias = int(np.abs(op.bias.astype(np.int64)).max(initial=0))
-    return (
+    if not (
         isa.operand_dtype == "int16" and kernel == [3, 3] and op.stride == op.dilation == (1, 1) and op.groups == 1
         and inputs >= LEAST_CHANNELS and inputs % 4 == 0 and outputs % (VECTORS * isa.lanes(4)) == 0
-        and 4 * (2 * 255 * largest + bias) < 2**31
-    )  # fmt: skip
+    ):  # fmt: skip
+        return False
+    largest = int(np.abs(op.weight.astype(np.int64)).reshape(outputs, -1).sum(axis=1).max(initial=0))
+    bias = int(np.abs(op.bias.astype(np.int64)).max(initial=0))
+    return 4 * (2 * 255 * largest + bias) < 2**31
 
 
 def winograd_steps(
