@@ -139,6 +139,7 @@ class _Run:
     def __init__(self, kind: str, run: str, v: Visits, m: Machines, s: Floats, sources: list[Ready]) -> None:
         self.kind, self.run, self.v, self.m, self.s, self.sources = kind, run, v, m, s, sources
         self.a = dict(zip(AMOUNTS, v.run(run), strict=True))
+        self.fetch = self.a["fetch"] / np.maximum(self.a["groups"], 1)  # weights of a group
         self.matrix = kind in MATRIX_KINDS
         self.chunks = not self.matrix and kind not in ("depthwise", "pool")
 
@@ -232,7 +233,7 @@ class _Run:
         apart = np.ones_like(n)
         parameters = self.request(apart, np.maximum(gate, dispatch), v["parameters"], 1, has)
         weights_first = weights_last = np.zeros_like(n)
-        weighted = loaded & (v["weights"] > 0)
+        weighted = loaded & (self.fetch > 0)
         if self.matrix:
             gate = self.take(S.weight_ring, S.weight_top, v["weight_bytes"], m.weight_bytes, weighted)
             gate = np.maximum(gate, dispatch)
@@ -268,7 +269,7 @@ class _Run:
         rest = np.where(added, a["operand"] * (1 - 1 / n), 0)
         last_load = np.maximum(last_load, self.more(v["operand_apart"], rest, (n - 1) * v["transfers"]))
         again = (groups - 1) * loaded
-        fetch = v["weights"] + v["parameters"]
+        fetch = self.fetch + v["parameters"]
         pieces = np.where(self.matrix, v["blocks"], 0) + has
         where = np.where(v["local"] > 0, 0, v["weights_apart"]) if self.matrix else apart
         last_fetch = self.more(where, again * fetch, again * pieces)
@@ -282,14 +283,14 @@ class _Run:
         slots = np.maximum(np.floor(m.weight_bytes / np.maximum(v["weight_bytes"], 1)), 1)
         if self.matrix:
             fetch_latency = np.where(self.channel(v["weights_apart"]), m.constant.latency, m.main.latency)
-            turn = (fetch_latency + v["weights"] + per_group + v["through"]) / np.minimum(slots, RING) * groups / n
+            turn = (fetch_latency + self.fetch + per_group + v["through"]) / np.minimum(slots, RING) * groups / n
             pace = np.maximum(pace, np.where(weighted & (v["stream"] == 0), turn, 0))
             # Parts of weights come as the array works on the ones before, a ring of them ahead.
             ahead = np.minimum(slots, v["blocks"])
-            turn = (v["blocks"] * (fetch_latency + v["through"]) + v["weights"] + matrix) / ahead
+            turn = (v["blocks"] * (fetch_latency + v["through"]) + self.fetch + matrix) / ahead
             stream = v["stream"] > 0
-            pace = np.maximum(pace, np.where(stream, np.maximum(turn, v["weights"]), 0))
-            streaming = np.where(stream, np.maximum(turn, v["weights"] * (1 - ahead / v["blocks"])), 0)
+            pace = np.maximum(pace, np.where(stream, np.maximum(turn, self.fetch), 0))
+            streaming = np.where(stream, np.maximum(turn, self.fetch * (1 - ahead / v["blocks"])), 0)
         store = a["store"] / n
         store = np.maximum(store, (store + v["transfers"] * m.main.latency) / m.main.outstanding) * (store > 0)
         turn = (vector + VECTOR_PIPELINE + store + m.main.latency) / 2
@@ -411,11 +412,11 @@ class _Run:
         v, s = self.v, self.s
         local = (v["local"] > 0) & (active > 0)
         count = np.maximum(v["blocks"], 1)
-        first = self.request(v["weights_apart"], gate, v["weights"] / count, count, (active > 0) & ~local)
+        first = self.request(v["weights_apart"], gate, self.fetch / count, count, (active > 0) & ~local)
         if local.any():
-            end = np.maximum(gate, s[S.load_end]) + v["weights"]
+            end = np.maximum(gate, s[S.load_end]) + self.fetch
             s[S.load_end] = np.where(local, end, s[S.load_end])
-            s[S.load_free] = np.where(local, np.maximum(s[S.load_free], end - v["weights"] + 1), s[S.load_free])
+            s[S.load_free] = np.where(local, np.maximum(s[S.load_free], end - self.fetch + 1), s[S.load_free])
             self.done = np.where(local, end + LOCAL_LATENCY, self.done)
             first = np.where(local, self.done, first)
         return first

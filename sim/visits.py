@@ -25,7 +25,8 @@ from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 Floats = npt.NDArray[np.float64]
 RUNS = "ABCDE"
 # Of a run: visits; cycles of the array and of the lanes; cycles of image loads, how many, and of gathers (im2col);
-# cycles of operand loads; how many groups are loaded; cycles of stores; instructions of the array and of the lanes.
+# cycles of operand loads; how many groups are loaded, and cycles of their weights; cycles of stores; instructions of
+# the array and of the lanes.
 AMOUNTS = (
     "visits",
     "matrix",
@@ -35,6 +36,7 @@ AMOUNTS = (
     "gather",
     "operand",
     "groups",
+    "fetch",
     "store",
     "issues",
     "lane_issues",
@@ -42,7 +44,8 @@ AMOUNTS = (
 # Of a layer:
 # lead, gap, through (`cost.Timing`); first, first_vector, last_vector: cycles of the first block, and of the lanes for
 # the first and the last; depth: steps that the accumulators hold, rows: of a step;
-# weights, parameters: cycles of loading a group; block, blocks: of one transfer, and how many; *_bytes: their sizes;
+# weights, parameters: cycles of loading the first group; block, blocks: of one transfer, and how many; *_bytes: their
+# sizes;
 # stream: weights come for every step anew; image_apart, operand_apart, weights_apart: loaded from the constants; local:
 # weights are loaded from the activation memory;
 # staged, written, added: image, output, operand are not on chip;
@@ -211,7 +214,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
         v["staged"] = np.where(c.im2col, 1.0, v["staged"])
     # Groups: constants for every visit where groups are inside and there are several, else once a group.
     inside = (~outer & (number > 1)) | (c.part_rows > 0)
-    put("groups", _grouped(outer, inside, several, many, number, tiles))
+    put("groups", _grouped(outer, inside, several, many, (1.0, number, 1.0), tiles))
     # Stores and operands: the last exactly, the rest on average.
     visits_of = tiles * number
     for name, wanted, there, read in (("store", True, r.output, False),
@@ -245,7 +248,8 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
         v["last_vector"] = step_h * step_w * ceil_div(b.last, m.lanes) + table
         v["depth"] = np.maximum(np.floor(m.accumulator_rows / (step_h * step_w)), 1)
         v["rows"] = step_h * step_w
-        _weights(v, g, c, r, m, b, part, size[0], first_blocks, steps[1] / tiles)
+        fetch = _weights(v, g, c, r, m, b, part, size[0], blocks, number, steps[1] / tiles)
+        put("fetch", _grouped(outer, inside, several, many, fetch, tiles))
         v["parameter_bytes"] = cost.record_bytes(g, size[0])
     else:
         v["parameter_bytes"] = cost.window_parameters(g, size[0], merged)
@@ -274,19 +278,24 @@ def _staged(outer: Values, again: Values, several: Values, many: Values, tiles: 
 
 
 def _grouped(
-    outer: Values, inside: Values, several: Values, many: Values, number: Values, tiles: Values
+    outer: Values, inside: Values, several: Values, many: Values, groups: tuple[Values, ...], tiles: Values
 ) -> list[Values]:
-    """How many groups of constants the runs load."""
-    every = runs(outer, several, many, (1.0, tiles, 1.0), (1.0, number, 1.0))
+    """Amounts of the runs of what comes with groups of constants: of the first, of all, of the last."""
+    y0, y, y1 = groups
+    every = runs(outer, several, many, (1.0, tiles, 1.0), groups)
     single = tiles == 1  # a group has one visit: the last group comes with the last visit
-    once: list[Values] = [1.0, 0.0, np.where(several & outer, number - 2, 0), np.where(several & outer & ~single, 1, 0),
-            np.where(several & outer & single, 1, 0)]  # fmt: skip
+    ends = several & outer
+    once: list[Values] = [
+        y0, 0.0, np.where(ends, y - y0 - y1, 0), np.where(ends & ~single, y1, 0), np.where(ends & single, y1, 0),
+    ]  # fmt: skip
     return [np.where(inside, e, o) for e, o in zip(every, once, strict=True)]
 
 
-def _weights(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines, b: cost.Blocks, part: cost.Parts,
-             channels: Values, blocks: Values, steps: Values) -> None:  # fmt: skip
-    """How the weights of a group come."""
+def _weights(
+    v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines, b: cost.Blocks, part: cost.Parts, channels: Values,
+    blocks: tuple[Values, ...], number: Values, steps: Values,
+) -> tuple[Values, ...]:  # fmt: skip
+    """How the weights of a group come; the cycles of the first group, of all, of the last."""
     v["weight_bytes"] = g.reduction * channels
     if g.kind == "matmul":
         shape = cost.operand_runs(g, c.output_stationary, channels)
@@ -295,14 +304,24 @@ def _weights(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines, b: co
         else:
             v["weights"] = cost.read(m.constant if "weights" in r.constant else m.main, *shape)[0]
         v["block"] = v["weights"]
-        return
+        return v["weights"], number * v["weights"], v["weights"]
     stream = c.part_rows > 0
-    one = cost.read(m.constant, 1, part.size * b.width)[0]
-    rest = np.where(part.last > 0, cost.read(m.constant, 1, part.last * b.width)[0], 0)
-    each = part.count * one + part.last_count * rest  # of a block
-    v["block"], v["blocks"] = one, blocks * np.where(stream, part.number * steps, 1)
-    v["weights"], v["stream"] = blocks * each * np.where(stream, steps, 1), stream
+
+    def block(width: Values) -> Values:
+        rest = np.where(part.last > 0, cost.read(m.constant, 1, part.last * width)[0], 0)
+        return part.count * cost.read(m.constant, 1, part.size * width)[0] + part.last_count * rest
+
+    def upto(count: Values) -> Values:
+        """Of so many blocks from the first on: the last of each of the convolution's groups is narrower."""
+        narrow = np.floor(count / b.per_group)
+        return ((count - narrow) * block(b.width) + narrow * block(b.last)) * np.where(stream, steps, 1)
+
+    first, total, last = upto(blocks[0]), upto(blocks[1]), upto(blocks[1]) - upto(blocks[1] - blocks[2])
+    v["block"] = cost.read(m.constant, 1, part.size * b.width)[0]
+    v["blocks"] = blocks[0] * np.where(stream, part.number * steps, 1)
+    v["weights"], v["stream"] = first, stream
     v["weight_bytes"] = np.where(stream, part.size * b.width, v["weight_bytes"])
+    return first, total, last
 
 
 def _chunks(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> None:
