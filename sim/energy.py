@@ -365,7 +365,9 @@ def totals(
             known[key] = len(rows)
             rows.append(_figures(machine, table))
         where[i] = known[key]
-    figures = np.array(rows, dtype=np.float64).reshape(len(rows), -1, 3)[where].swapaxes(0, 1)
+    figures = (
+        np.array(rows, dtype=np.float64).reshape(len(rows), 4 + len(PORTS) + len(COUNTERS), 3)[where].swapaxes(0, 1)
+    )
     mac_mm2, lane_mm2, sram_mw, logic_mw, *macros = figures[: 4 + len(PORTS)]
     size = np.array([(m.matrix.macs_per_cycle, m.vector.lanes) for m in machines], dtype=np.float64).reshape(-1, 2)
     array, vector = mac_mm2 * (size[:, :1] * 1e-6), lane_mm2 * (size[:, 1:] * 1e-6)
