@@ -170,7 +170,7 @@ def build(
                     Level(
                         isa.name, isa.cpu_flags, lowered, symbols,
                         [[constants.add(c) for c in step.kernel.constants] for step in lowered.steps],
-                        [_useful_threads(program, step) for step in lowered.steps],
+                        [_useful_threads(program, step, isa) for step in lowered.steps],
                         plan.offsets, {n: constants.add(v) for n, v in lowered.constants.items()},
                     )
                 )  # fmt: skip
@@ -238,10 +238,14 @@ def _symbols(
     return symbols, kernels
 
 
-# A thread more must save several times what waking it and waiting for it costs, about a microsecond; measured on the
-# small benchmark models, which below these bounds ran slower on two threads than on one.
-_MACS_PER_THREAD = 2_000_000
-_BYTES_PER_THREAD = 192 * 1024
+# What a step on two threads costs beside waking one: half of what it reads lies in the other core's cache, then and in
+# the next step, at some 10 bytes a nanosecond. So a thread more pays for much arithmetic, counted in cycles at the peak
+# of the step's instructions (tiles do eight times as much in a cycle as vectors), or for more data than such a cache
+# holds. Measured on the benchmark models at every x86 level.
+_CYCLES_PER_THREAD = 60_000
+_BYTES_PER_THREAD = 640 * 1024
+_BYTES_PER_THREAD_OF = {"softmax": 192 * 1024, "layer_norm": 192 * 1024}  # arithmetic that is not counted as MACs
+_WINOGRAD_SAVING = 9 / 4  # F(2x2, 3x3): 16 multiplications instead of 36
 
 
 def _macs(program: IntegerProgram, step: Step) -> int:
@@ -255,8 +259,14 @@ def _bytes(program: IntegerProgram, step: Step) -> int:
     return reads + step.output_bytes + sum(c.nbytes for c in step.kernel.constants)
 
 
-def _useful_threads(program: IntegerProgram, step: Step) -> int:
-    return 1 + max(_macs(program, step) // _MACS_PER_THREAD, _bytes(program, step) // _BYTES_PER_THREAD)
+def _useful_threads(program: IntegerProgram, step: Step, isa: VectorInstructionSet) -> int:
+    """The most threads that make the step quicker."""
+    name = step.kernel.name
+    cycles = _macs(program, step) / code_level(isa, step.kernel).peak_macs
+    if name == "winograd":
+        cycles /= _WINOGRAD_SAVING
+    by_bytes = _bytes(program, step) // _BYTES_PER_THREAD_OF.get(name, _BYTES_PER_THREAD)
+    return 1 + max(int(cycles / _CYCLES_PER_THREAD), by_bytes)
 
 
 def _report(program: IntegerProgram, lowered: Lowered) -> tuple[OperationReport, ...]:

@@ -78,8 +78,9 @@ def build_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     """build_library(program, target="x86", isa="avx2") -> Library."""
 
     # Every step that has two tasks is shared between threads here, however little there is to gain.
-    monkeypatch.setattr(aot, "_MACS_PER_THREAD", 1)
+    monkeypatch.setattr(aot, "_CYCLES_PER_THREAD", 0.001)
     monkeypatch.setattr(aot, "_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(aot, "_BYTES_PER_THREAD_OF", {})
 
     def make(program: IntegerProgram, target: str | CpuTarget = "x86", isa: str = "", prefix: str = "model") -> Library:
         folder = tmp_path / f"build{len(list(tmp_path.iterdir()))}"
