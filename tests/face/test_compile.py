@@ -26,8 +26,8 @@ from qcompiler.sim.errors import AccuracyGateError, ArtifactError, CalibrationEr
 
 LEAST = "x86:avx2"  # one instruction set compiles in a third of the time of all
 FILES = [
-    "layers.csv", "libmodel.a", "manifest.json", "model.h", "model.o", "model.so", "program.qir", "report.html",
-    "report.json",
+    "Makefile", "layers.csv", "libmodel.a", "main.c", "manifest.json", "model.h", "model.o", "model.so", "program.qir",
+    "report.html", "report.json",
 ]  # fmt: skip
 IMAGES, LABELS = (np.load(TEST)[key] for key in ("image", "labels"))
 
@@ -347,8 +347,8 @@ print(read() - start)
     modules, read = done.stdout.splitlines()
     # Each further one costs every start of a program that uses a model. "copy" is what dataclasses want.
     assert modules.split() == [
-        "copy", "dataclasses", "json", "qcompiler", "qcompiler.artifact", "qcompiler.library", "qcompiler.sim",
-        "qcompiler.sim.errors", "qcompiler.sim.tensor",
+        "copy", "dataclasses", "json", "qcompiler", "qcompiler.artifact", "qcompiler.codegen", "qcompiler.codegen.host",
+        "qcompiler.library", "qcompiler.sim", "qcompiler.sim.errors", "qcompiler.sim.tensor",
     ]  # fmt: skip
     manifest = (digits / "manifest.json").stat().st_size
     assert manifest <= int(read) < manifest + 8192 < (digits / "model.so").stat().st_size

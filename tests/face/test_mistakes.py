@@ -127,7 +127,7 @@ def test_missing_calibration_file(command: Command) -> None:
 def test_unknown_target(command: Command) -> None:
     assert _compile(command, DIGITS, "--calibration", CALIBRATION, "--target", "x86:avx512") == (
         "unknown target 'x86:avx512'; `qcompiler targets` lists what there is; did you mean 'x86:avx2' or "
-        "'x86:avx512-vnni' or 'x86:avx-vnni'?"
+        "'x86:avx512-vnni' or 'x86:amx'?"
     )
 
 
