@@ -157,5 +157,4 @@ def test_random_machines_rank_as_simulated(name: str) -> None:
     print(f"{name}: tau {tau:.4f}, mean error {errors.mean():.4f}, largest {errors.max():.4f}, "
           f"within 2 % {(errors <= 0.02).mean():.2f}")  # fmt: skip
     assert tau >= 0.98
-    # Random machines, not those of a front: what streams its weights in parts can be 10 % off (docs/npu.md).
-    assert np.median(errors) <= 0.01 and (errors <= 0.02).mean() >= 0.8
+    assert np.median(errors) <= 0.01 and (errors <= 0.02).mean() >= 0.9

@@ -28,24 +28,28 @@ def compare(name: str, machine: Machine) -> tuple[np.ndarray, np.ndarray]:
     return predicted, np.array(simulate(compile_npu(program, machine)).layer_cycles())
 
 
-def check_cycles(name: str, machine: Machine) -> None:
-    """The total within 2 %; a layer within 5 %, or 1 % of the network (work at its ends is shared)."""
+# Layers that the batched flow has more than 0.5 % of the network off, to be mended there: none else may.
+KNOWN_OFF = {("resnet8", "edge-32x32"): 0.008, ("vww", "u55-256-like"): 0.009}
+
+
+def check_cycles(name: str, machine: Machine, layer_slack: float) -> None:
+    """The total within 2 %; a layer within 5 %, or `layer_slack` of the network."""
     predicted, simulated = compare(name, machine)
     assert abs(predicted.sum() - simulated.sum()) <= 0.02 * simulated.sum()
-    wrong = np.abs(predicted - simulated) > np.maximum(0.05 * simulated, 0.01 * simulated.sum())
+    wrong = np.abs(predicted - simulated) > np.maximum(0.05 * simulated, layer_slack * simulated.sum())
     assert not wrong.any(), list(zip(np.flatnonzero(wrong), predicted[wrong], simulated[wrong], strict=True))
 
 
 @pytest.mark.parametrize("machine", hardware.preset_names())
 @pytest.mark.parametrize("name", TINY)
 def test_cycles(name: str, machine: str) -> None:
-    check_cycles(name, hardware.load(machine))
+    check_cycles(name, hardware.load(machine), KNOWN_OFF.get((name, machine), 0.005))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
 def test_cycles_of_large_networks(name: str) -> None:
-    check_cycles(name, hardware.load("edge-16x16"))
+    check_cycles(name, hardware.load("edge-16x16"), 0.001)
 
 
 def check_counters(program: IntegerProgram, machine: Machine) -> None:
