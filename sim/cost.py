@@ -22,7 +22,7 @@ from qcompiler.sim.hardware.batch import Machines, Memories, ceil_div
 from qcompiler.sim.isa.post import ADD_RECORD_BYTES, TABLE_BYTES, VECTOR_PIPELINE
 from qcompiler.sim.isa.vector import COORDINATE_BYTES
 from qcompiler.sim.isa.vector_rows import DIVIDE_32_CYCLES, DIVIDE_64_CYCLES, EXP_TABLE_BYTES, SQUARE_ROOT_CYCLES
-from qcompiler.sim.mapping import MAX_MERGED, Residency, taps
+from qcompiler.sim.mapping import Residency, pixels_sharing_lanes, taps
 from qcompiler.sim.moves import Box
 from qcompiler.sim.tilings import Chunk, Tiles, chunks, tilings
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
@@ -387,20 +387,12 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
 
 
 def merged_pixels(g: Geometry, c: Choice, m: Machines) -> Values:
-    """As `mapping.merged_pixels`."""
-    channels, width = g.output[3], g.output[2]
-    if g.stride[1] != 1 or g.kind != "depthwise":
+    """`mapping.merged_pixels` of each."""
+    if g.kind != "depthwise":
         return 1
-    allowed = (c.group * m.lanes >= channels) & (tilings(g).tile_w[c.tiling] >= width) & (c.step_w >= width)
-    repeated = channels * (math.prod(g.kernel) + g.record_bytes)
-    most = np.minimum(MAX_MERGED, np.maximum(1, np.floor((np.floor(m.parameter_bytes / 2) - TABLE_BYTES) / repeated)))
-    best: Values = 1
-    least = width * ceil_div(channels, m.lanes)
-    for n in range(2, min(MAX_MERGED, width) + 1):
-        vectors = math.ceil(width / n) * ceil_div(n * channels, m.lanes)
-        better = allowed & (n <= most) & (vectors < least)
-        best, least = np.where(better, n, best), np.where(better, vectors, least)
-    return best
+    width = g.output[2]
+    whole = (c.group * m.lanes >= g.output[3]) & (tilings(g).tile_w[c.tiling] >= width) & (c.step_w >= width)
+    return pixels_sharing_lanes(g, whole, m.lanes, m.parameter_bytes)
 
 
 def lane_groups(g: Geometry, c: Choice, m: Machines) -> tuple[Values, Values, Values]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -210,21 +211,31 @@ def slot_bytes(g: Geometry, m: Mapping, r: Residency, machine: Machine) -> dict[
 
 
 def merged_pixels(g: Geometry, m: Mapping, machine: Machine) -> int:
-    """How many neighbouring pixels of a depthwise layer share the lanes when its channels alone would not fill them.
+    """How many neighbouring pixels of a depthwise layer share the lanes when its channels alone would not fill them."""
+    lanes, width = machine.vector.lanes, g.output[2]
+    whole = m.group * lanes >= g.output[3] and m.tile_w >= width and m.step_w >= width
+    return int(pixels_sharing_lanes(g, whole, lanes, machine.vector.parameter_bytes))
 
-    Only where the window moves by one pixel and all channels are together: then neighbouring results and what they
-    read are neighbouring bytes. Weights and records are repeated, so that the result must fit half the parameters.
+
+def pixels_sharing_lanes(g: Geometry, whole: Any, lanes: Any, parameter_bytes: Any) -> Any:
+    """The rule of `merged_pixels`, over arrays that broadcast as well as over numbers.
+
+    Only where the window moves by one pixel and all channels and columns are together (`whole`): then neighbouring
+    results and what they read are neighbouring bytes. Weights and records are repeated, so that the result must fit
+    half the parameters.
     """
-    channels, lanes, width = g.output[3], machine.vector.lanes, g.output[2]
-    whole_rows = m.tile_w >= g.output[2] and m.step_w >= g.output[2]
-    if g.stride[1] != 1 or m.group * lanes < channels or not whole_rows:
+    channels, width = g.output[3], g.output[2]
+    if g.stride[1] != 1:
         return 1
     repeated = channels * (math.prod(g.kernel) + g.record_bytes)
-    most = min(MAX_MERGED, max(1, (machine.vector.parameter_bytes // 2 - TABLE_BYTES) // repeated))
-    return min(
-        (n for n in range(1, most + 1) if n <= width),
-        key=lambda n: (ceil_div(g.output[2], n) * ceil_div(n * channels, lanes), n),
-    )
+    most = (parameter_bytes // 2 - TABLE_BYTES) // repeated
+    best: Any = 1
+    least: Any = width * np.ceil(channels / lanes)
+    for n in range(2, min(MAX_MERGED, width) + 1):
+        vectors = ceil_div(width, n) * np.ceil(n * channels / lanes)
+        better = (n <= most) & (vectors < least) & whole
+        best, least = np.where(better, n, best), np.where(better, vectors, least)
+    return best
 
 
 def merged_pieces(step: Tile, pixels: int) -> list[Tile]:

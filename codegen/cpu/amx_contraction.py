@@ -20,8 +20,8 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.codegen.cpu.contraction import Geometry, in_units, lane_order
-from qcompiler.codegen.cpu.emit import Emitter, Expr, constant, load, shuffle, splat
-from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pieces
+from qcompiler.codegen.cpu.emit import Emitter, Expr, constant, load, splat
+from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pack_rows, pieces
 from qcompiler.codegen.cpu.isa.amx import ACCUMULATORS, TILE_BYTES, TILE_ROW_BYTES, Amx
 from qcompiler.codegen.cpu.isa.base import Array
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -407,7 +407,12 @@ class _Writer:
                 scales = self.requantizer.constants(self.scale_lane + v * LANES, LANES)
                 scaled.append(e.bind(self.requantizer.apply(acc, scales, LANES), dtype))
         places = [self._output(line, pixel + r) for r in range(rows)]
-        self._pack_and_store(scaled, [p for p, _ in places], [o for _, o in places])
+        width = self.vectors * LANES
+        valid = min(width, self.channels)
+        packed = pack_rows(self.isa, e, scaled, rows, valid, self.rescale)
+        at = [e.bind(target * g.output_channels + self.channel, "int32", "to") for target, _ in places]
+        operand_at = [operand * g.output_channels + self.channel for _, operand in places]
+        self.epilogue.finish(packed, at, operand_at, width, valid, self.y)
 
     def _output(self, line: Expr, pixel: Expr) -> tuple[Expr, Expr]:
         """The position of a pixel in the output, and in the fused operations' operands, which have no border."""
@@ -419,33 +424,6 @@ class _Writer:
         if not any(g.border):
             return target, target
         return target, e.bind((self.image * g.lines + line) * g.pixels + pixel, "int32", "operand")
-
-    def _pack_and_store(self, scaled: list[Expr], targets: list[Expr], operands: list[Expr]) -> None:
-        e, isa, rows = self.e, self.isa, len(targets)
-        count = 4 * LANES
-        width = self.vectors * LANES
-        valid = min(width, self.channels)
-        # LLVM 22 narrows and widens a byte clamp without end when parts of its result are stored separately.
-        whole = valid == count
-        if not whole:
-            scaled = [isa.clamp_words(v, self.rescale.minimum, self.rescale.maximum, LANES) for v in scaled]
-        packed = isa.pack([*scaled, *[scaled[-1]] * (4 - len(scaled))], LANES)
-        order = [
-            p
-            for k in range(rows)
-            for p, (slot, _) in enumerate(isa.pack_order(LANES))
-            if slot // self.vectors == k and slot < len(scaled)
-        ]
-        order += [order[-1]] * (count - len(order))
-        if order != list(range(count)):
-            packed = shuffle([packed], order)
-        if whole:
-            packed = isa.clamp_bytes(packed, self.rescale.minimum, self.rescale.maximum, count)
-        packed = e.bind(packed, f"{isa.storage}x{count}", "bytes")
-        channels = self.geometry.output_channels
-        at = [e.bind(target * channels + self.channel, "int32", "to") for target in targets]
-        operand_at = [operand * channels + self.channel for operand in operands]
-        self.epilogue.finish(packed, at, operand_at, width, valid, self.y)
 
     # --------------------------------------------------------------------------------------------- border
     def _border(self, begin: Expr, end: Expr) -> None:
