@@ -10,6 +10,7 @@ from qcompiler.sim.energy import EnergyTable
 from qcompiler.sim.errors import HardwareError
 from qcompiler.sim.evaluate import evaluate
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.hardware.machine import packed_bytes
 from qcompiler.sim.network import Network
 
 # The machine's fields that are doubled.
@@ -65,7 +66,8 @@ def _doubled(machine: Machine, names: tuple[str, ...]) -> Machine | None:
             return None
         content[holder][field] *= 2
     matrix, lanes = content["matrix"], content["vector"]["lanes"]
-    for memory, need in (("activation_memory", max(matrix["rows"], lanes)), ("weight_memory", matrix["columns"])):
+    weights = packed_bytes(matrix["columns"], matrix["weight_bits"])
+    for memory, need in (("activation_memory", max(matrix["rows"], lanes)), ("weight_memory", weights)):
         content[memory]["bytes_per_cycle"] = max(content[memory]["bytes_per_cycle"], need)
     try:
         return Machine.model_validate(content)

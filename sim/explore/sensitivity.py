@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from qcompiler.sim.errors import HardwareError
 from qcompiler.sim.explore.space import INACTIVE, Point, Space, lookup
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.hardware.machine import packed_bytes
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,12 @@ def double(machine: Machine, resource: str) -> tuple[Machine, dict[str, Any]]:
             raise HardwareError(f"{machine.name} has no {dotted}")
         put(dotted, value * 2)
     array, lanes = content["matrix"], content["vector"]["lanes"]
-    tile = array["rows"] * array["columns"] * array["weight_buffers"]
+    weights = packed_bytes(array["columns"], array["weight_bits"])
+    tile = array["rows"] * weights * array["weight_buffers"]
     least = {
         "activation_memory.bytes_per_cycle": max(array["rows"], lanes),
         "activation_memory.size_bytes": 4 * max(array["rows"], array["columns"], lanes),
-        "weight_memory.bytes_per_cycle": array["columns"],
+        "weight_memory.bytes_per_cycle": weights,
         "weight_memory.size_bytes": tile,
     }
     if "output_stationary" in array["dataflows"]:

@@ -28,6 +28,11 @@ Technology = Literal["sram", "flash", "lpddr4", "ddr4", "hbm2"]
 Bandwidth = Annotated[float, Field(ge=1 / BANDWIDTH_STEPS, le=4096, multiple_of=1 / BANDWIDTH_STEPS)]
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` values of `bits` bits take side by side."""
+    return -(-count * bits // 8)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -38,6 +43,12 @@ class Matrix(_Part):
     rows: int = Field(ge=2, le=256, description="R: products added in one column, the reduction of a weight tile")
     columns: int = Field(ge=2, le=256, description="C: output channels of a weight tile")
     accumulator_rows: int = Field(ge=2, le=65536, description="rows of C int32 in the accumulator memory")
+    weight_bits: int = Field(
+        8, ge=2, le=8, description="width of constant weights: packed so in the memories, unpacked at the array's edge"
+    )
+    activation_bits: int = Field(
+        8, ge=4, le=8, description="width of the array's activation operand; in the memories a value takes a byte"
+    )
     weight_buffers: Literal[1, 2] = Field(2, description="2: the next weight tile loads while the current one works")
     dataflows: tuple[Dataflow, ...] = Field(
         ("weight_stationary", "output_stationary"), min_length=1, strict=False, description="what the sequencer can do"
@@ -46,6 +57,10 @@ class Matrix(_Part):
     @property
     def macs_per_cycle(self) -> int:
         return self.rows * self.columns
+
+    def weight_row_bytes(self, columns: int) -> int:
+        """Bytes of a packed row of `columns` weights; every row begins at a byte."""
+        return packed_bytes(columns, self.weight_bits)
 
     @property
     def accumulator_bytes(self) -> int:
@@ -140,25 +155,37 @@ class Machine(_Part):
 
     @property
     def hash(self) -> str:
-        """sha256 over everything but name and description: what a program is compiled for."""
+        """sha256 over everything but name and description: what a program is compiled for.
+
+        Widths of 8 bits are left out: programs compiled before they were fields still run on their machines.
+        """
         content = self.model_dump(mode="json", exclude={"name", "description"})
+        for name in ("weight_bits", "activation_bits"):
+            if content["matrix"][name] == 8:
+                del content["matrix"][name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _contradictions(m: Machine) -> Iterator[str]:
+    bits, row = m.matrix.weight_bits, m.matrix.weight_row_bytes(m.matrix.columns)
+    weight = "one byte" if bits == 8 else f"{bits} bits"
     feeds = (
-        ("activation_memory", m.activation_memory, "matrix.rows", m.matrix.rows, "the array reads one byte a row"),
-        ("activation_memory", m.activation_memory, "vector.lanes", m.vector.lanes, "the lanes read one byte each"),
-        ("weight_memory", m.weight_memory, "matrix.columns", m.matrix.columns, "the array loads one byte a column"),
-    )
-    for memory, pad, name, need, why in feeds:
+        ("activation_memory", m.activation_memory, "matrix.rows", m.matrix.rows, m.matrix.rows,
+         "the array reads one byte a row"),
+        ("activation_memory", m.activation_memory, "vector.lanes", m.vector.lanes, m.vector.lanes,
+         "the lanes read one byte each"),
+        ("weight_memory", m.weight_memory, "matrix.columns", m.matrix.columns, row,
+         f"the array loads {weight} a column"),
+    )  # fmt: skip
+    for memory, pad, name, value, need, why in feeds:
         if pad.bytes_per_cycle < need:
-            yield f"{memory}.bytes_per_cycle is {pad.bytes_per_cycle}, but {name} is {need} and {why} and cycle"
-    tile = m.matrix.macs_per_cycle * m.matrix.weight_buffers
+            yield f"{memory}.bytes_per_cycle is {pad.bytes_per_cycle}, but {name} is {value} and {why} and cycle"
+    tile = m.matrix.rows * row * m.matrix.weight_buffers
     if m.weight_memory.size_bytes < tile:
+        packed = "" if bits == 8 else f" with {bits} bits a weight"
         yield (
             f"weight_memory.size_bytes is {m.weight_memory.size_bytes}, but {m.matrix.weight_buffers} weight tiles of "
-            f"matrix.rows x matrix.columns are {tile}"
+            f"matrix.rows x matrix.columns{packed} are {tile}"
         )
     least = 4 * max(m.matrix.rows, m.matrix.columns, m.vector.lanes)
     if m.activation_memory.size_bytes < least:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from machines import EDGE, edited
+from pydantic import ValidationError
 
 from qcompiler.sim import hardware
 from qcompiler.sim.errors import HardwareError
@@ -80,6 +81,9 @@ def test_hash_is_of_the_content_not_of_the_name():
             "size_bytes: 65536", "size_bytes: 300",
             "weight_memory.size_bytes is 300, but 2 weight tiles of matrix.rows x matrix.columns are 512",
         ),
+        ("weight_bits: 8", "weight_bits: 1", "matrix.weight_bits: is 1; want a whole number in 2..8"),
+        ("weight_bits: 8", "weight_bits: 4.0", "matrix.weight_bits: is 4.0; want a whole number in 2..8"),
+        ("activation_bits: 8", "activation_bits: 16", "matrix.activation_bits: is 16; want a whole number in 4..8"),
         (
             "technology: lpddr4", "technology: flash",
             "main_memory.technology is 'flash', which cannot hold activations; make it the constant_memory",
@@ -94,6 +98,27 @@ def test_mistakes(old, new, message):
     if message is None:
         message = "vector: is 3; want a mapping of lanes, parameter_bytes, roundings\nmy.yaml: x: unknown field"
     assert str(error.value) == f"my.yaml: {message}"
+
+
+def test_narrow_weights_need_narrower_ports_and_smaller_memories():
+    """A row of 16 weights of 3 bits is 6 bytes, of which two tiles of 16 rows are 192 bytes."""
+    narrow = {"matrix__weight_bits": 3, "weight_memory__bytes_per_cycle": 6}
+    machine = edited(EDGE, **narrow, weight_memory__size_bytes=256)
+    assert [machine.matrix.weight_row_bytes(n) for n in (1, 2, 3, 8, 16)] == [1, 1, 2, 3, 6]
+    with pytest.raises(ValidationError, match="bytes_per_cycle is 5, but matrix.columns is 16 and the array loads 3 b"):
+        edited(EDGE, **narrow | {"weight_memory__bytes_per_cycle": 5})
+    tall = narrow | {"matrix__rows": 32, "weight_memory__size_bytes": 300}
+    with pytest.raises(
+        ValidationError, match="2 weight tiles of matrix.rows x matrix.columns with 3 bits a weight are 384"
+    ):
+        edited(EDGE, **tall)
+
+
+def test_hash_of_machines_with_eight_bits_is_what_it_was_before_there_were_widths():
+    assert load("edge-16x16").hash == "0ae0f0a5e561e4162c42958affa14872db0b598d091b8b69dfccd7301ec3ded1"
+    hashes = {edited(EDGE, matrix__weight_bits=w, matrix__activation_bits=a).hash for w in (4, 8) for a in (4, 8)}
+    assert len(hashes) == 4
+    assert EDGE.hash in hashes
 
 
 def test_unknown_field_suggests_near_names_and_the_missing_one_says_its_range():
