@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from qcompiler.sim.hardware.batch import Machines, Memories, ceil_div
 from qcompiler.sim.isa.post import ADD_RECORD_BYTES, TABLE_BYTES, VECTOR_PIPELINE
@@ -85,23 +86,47 @@ class Work:
         else:
             self.load, self.main_read = self.load + cycles, self.main_read + moved
 
-    def cycles(self, m: Machines) -> Values:
-        """The layer alone: the first pieces in, the slowest unit, the last piece out."""
-        latency = m.main.latency
+    def at(self, index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Work:
+        """The work of some candidates, by their flat index [k] into a lattice of this shape."""
+        return Work(**at_all(vars(self), index, shape))
+
+    def cycles(self, latency: Values, constant_latency: Values, separate: Values) -> Values:
+        """The layer alone: the first pieces in, the slowest unit, the last piece out. The latencies of the main and
+        the constant memory, and whether these are two."""
         head = np.maximum(
             self.first_load + latency * (self.first_load > 0),
-            self.first_fetch + m.constant.latency * (self.first_fetch > 0),
+            self.first_fetch + constant_latency * (self.first_fetch > 0),
         )
         load, fetch = self.load - self.first_load, self.fetch - self.first_fetch
         ends = head + self.last_vector + self.last_store + latency * (self.store > 0)
         compute = np.maximum(self.matrix, self.vector)
         body = np.maximum(self.matrix, self.vector + self.first_matrix)
-        body = np.maximum(body, np.where(m.separate, np.maximum(load, fetch), load + fetch))
+        body = np.maximum(body, np.where(separate, np.maximum(load, fetch), load + fetch))
         # A buffer is asked for again when it is free, and two are on their way at a time.
         flow = np.maximum(self.load, self.store)
         turns = np.where(flow > 0, self.tiles * latency + flow, 0)
         body = np.maximum(body, (turns + compute) / 2)
         return np.maximum(body, self.store) + ends
+
+
+def at_all(values: dict[str, Values], index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, Values]:
+    """The elements at a flat index [k] into a lattice of this shape, of arrays that broadcast to it."""
+    flat: dict[tuple[int, ...], Any] = {shape: index}
+    where = None
+    found = {}
+    for name, value in values.items():
+        own = np.shape(value)
+        if np.size(value) == 1:
+            found[name] = value if not own else value.reshape(())
+            continue
+        own = (1,) * (len(shape) - len(own)) + own
+        if own not in flat:
+            where = where or np.unravel_index(index, shape)
+            flat[own] = 0
+            for size, position in zip(own, where, strict=True):
+                flat[own] = flat[own] * size + (position if size > 1 else 0)
+        found[name] = value.ravel()[flat[own]]
+    return found
 
 
 def read(memory: Memories, runs: Values, run_bytes: Values, transfers: Values = 1) -> tuple[Values, Values]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.sim import candidates, cost
-from qcompiler.sim.cost import Choice, Values
+from qcompiler.sim.cost import Choice, Values, at_all
 from qcompiler.sim.flow import Flow
 from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Mapping, Residency
@@ -85,26 +85,26 @@ def _choice(columns: npt.NDArray[np.float64]) -> Choice:
 
 def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, found: Any) -> None:
     """Fill in the finalists of each machine: their fields, and their keys (NEVER where there are fewer)."""
-    parts = list(candidates.lattice(g, r, m, free))
-    tables, shapes = [], []
-    for part in parts:
-        own = m.take(part.rows).shaped(candidates.AXES)
-        w = cost.work(g, part.choice, r, own)
-        key = np.where(part.fits, keys(w.cycles(own), w), NEVER)
-        key = np.broadcast_to(key, (len(part.rows), *key.shape[1:]))
-        whole = np.full((len(m), key[0].size), NEVER)
-        whole[part.rows] = key.reshape(len(part.rows), -1)
-        tables.append(whole)
-        shapes.append(key.shape)
+    parts = [(part, np.flatnonzero(part.fits)) for part in candidates.lattice(g, r, m, free)]
+    parts = [(part, index) for part, index in parts if index.size]
+    tables, places = [], []
+    for part, index in parts:
+        # From here on only what fits is looked at, one candidate after the other.
+        each, per = part.rows[index // part.fits[0].size], part.fits[0].size
+        w = cost.work(g, part.choice, r, m.take(part.rows).shaped(candidates.AXES)).at(index, part.fits.shape)
+        key = keys(w.cycles(m.main.latency[each], m.constant.latency[each], m.separate[each]), w)
+        begin = np.searchsorted(index, np.arange(len(part.rows)) * per)
+        many = np.diff(begin, append=index.size)
+        table, place = np.full((len(m), many.max()), NEVER), np.zeros((len(m), many.max()), np.int64)
+        column = np.arange(index.size) - np.repeat(begin, many)
+        table[each, column], place[each, column] = key, index
+        tables.append(table)
+        places.append(place)
     if not tables:
         return
-    table = np.concatenate(tables, axis=1)
-    starts = np.cumsum([0, *(t.shape[1] for t in tables)])
+    table, place = np.concatenate(tables, axis=1), np.concatenate(places, axis=1)
+    ends = np.cumsum([t.shape[1] for t in tables])
     row = np.arange(len(m))
-    position = np.zeros(len(m), np.int64)
-    position_in = [np.zeros(len(m), np.int64) for _ in parts]
-    for k, part in enumerate(parts):
-        position_in[k][part.rows] = np.arange(len(part.rows))
     for f in range(FINALISTS):
         position = table.argmin(axis=1)
         found[:, f] = table[row, position]
@@ -112,16 +112,13 @@ def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, fo
         some = found[:, f] < NEVER
         if not some.any():
             return
-        for k, part in enumerate(parts):
-            mine = np.flatnonzero(some & (position >= starts[k]) & (position < starts[k + 1]))
-            if not mine.size:
-                continue
-            shape = shapes[k]
-            index = np.unravel_index(position[mine] - starts[k], shape[1:])
-            at = (position_in[k][mine], *index)
+        source = np.searchsorted(ends, position, side="right")
+        for k, (part, _) in enumerate(parts):
+            mine = np.flatnonzero(some & (source == k))
+            index = place[mine, position[mine]]
+            values = at_all(vars(part.choice), index, part.fits.shape)
             for i, name in enumerate(FIELDS):
-                value = np.broadcast_to(np.asarray(getattr(part.choice, name)), shape)
-                columns[i, mine, f] = value[at]
+                columns[i, mine, f] = values[name]
 
 
 def _alone(g: Geometry, c: Choice, r: Residency, m: Machines) -> Values:
