@@ -21,7 +21,7 @@ from qcompiler.sim.hardware import Machine
 from qcompiler.sim.hardware.batch import Machines, ceil_div
 from qcompiler.sim.isa.post import TABLE_BYTES
 from qcompiler.sim.mapping import Residency, taps
-from qcompiler.sim.tilings import WINDOW_KINDS, chunks, divisions, tilings
+from qcompiler.sim.tilings import WINDOW_KINDS, Tilings, chunks, divisions, tilings
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 Values = Any
@@ -154,6 +154,11 @@ def _parameters_fit(g: Geometry, m: Machines) -> npt.NDArray[np.bool_]:
     return need <= m.parameter_bytes
 
 
+def _inner(t: Tilings, tiling: Values, size: Values, found: Groups) -> Values:
+    """Where groups in the inner loop are another order: there are several of them, and several tiles."""
+    return (size < found.count[..., None, None, None]) & (t.count[tiling] > 1)
+
+
 def lattice(g: Geometry, r: Residency, m: Machines, free: Values) -> Iterator[Part]:
     """All candidates for machines whose activation memory has `free` [n] bytes for tiles."""
     tiling = _tiles(g, r).reshape(1, -1, 1, 1, 1, 1)
@@ -167,7 +172,7 @@ def lattice(g: Geometry, r: Residency, m: Machines, free: Values) -> Iterator[Pa
         found, valid = _lane_groups(g, m)
         size, t = found.size[..., None, None, None], tilings(g)
         fits = 2 * slot_bytes(g, r, wide, tiling, size, False) <= room
-        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
+        fits = fits & valid[..., None, None, None] & (orders | _inner(t, tiling, size, found))
         yield Part(
             every,
             Choice(tiling, size, orders, np.maximum(1, ceil_div(t.tile_h[tiling], STEPS)), t.tile_w[tiling]),
@@ -201,7 +206,7 @@ def _matrix(g: Geometry, r: Residency, m: Machines, free: Values, tiling: Values
         flow_of, able = flow_of[..., used], able[..., used]
         size = found.size[..., None, None, None]
         fits = 2 * slot_bytes(g, r, wide, tiling, size, im2col) <= free[rows].reshape(-1, 1, 1, 1, 1, 1)
-        fits = fits & valid[..., None, None, None] & (orders | (size < found.count[..., None, None, None]))
+        fits = fits & valid[..., None, None, None] & (orders | _inner(t, tiling, size, found))
         if not fits.any():
             continue
         # Tilings and groups that no machine has room for are not looked at any further.

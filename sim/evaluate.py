@@ -23,7 +23,7 @@ from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.isa.base import COUNTERS, INSTRUCTION_BYTES
 from qcompiler.sim.mapping import Residency
 from qcompiler.sim.network import Network
-from qcompiler.sim.residency import Decisions, Layouts, decide, misfit
+from qcompiler.sim.residency import Decisions, decide, misfit
 from qcompiler.sim.search import search
 from qcompiler.sim.visits import Visits, visits
 from qcompiler.sim.workload import Geometry
@@ -58,9 +58,9 @@ class Schedule:
     layers: list[list[tuple[int, Ints, Ints]]]
 
 
-def schedule(network: Network, m: Machines, layouts: Layouts | None = None) -> Schedule:
+def schedule(network: Network, m: Machines) -> Schedule:
     """What stays on chip, and a mapping for every layer, on each machine that can run the network."""
-    decisions = decide(network, m, layouts)
+    decisions = decide(network, m)
     rows = [np.flatnonzero(decisions.layout == k) for k in range(len(decisions.layouts))]
     free = [layout.free(m.activation_bytes[r]) for layout, r in zip(decisions.layouts, rows, strict=True)]
     cases: list[Cases] = []
@@ -98,7 +98,9 @@ def layer_cycles(s: Schedule) -> Ints:
     for i, (work, serving) in enumerate(zip(s.network.layers, s.layers, strict=True)):
         v = Visits.empty(able.size)
         for k, machines, where in serving:
-            v.values[:, place[machines]] = made[k].values[:, where]
+            at = place[machines]
+            for row, own in zip(v.values, made[k].values, strict=True):
+                row[at] = own[where]
         flow.layer(work.geometry.kind, v, work.reads[0], work.output, work.reads[1:])
         total[i + 1, able] = np.round(flow.frontier)
     return total[1:] - total[:-1]
@@ -143,7 +145,6 @@ def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: En
     cycles, total = np.zeros(shape, np.int64), np.zeros((*shape, len(COUNTERS)), np.int64)
     reasons = [""] * len(machines)
     for k, network in enumerate(networks):
-        layouts = Layouts(network)
         for low in range(0, len(machines), BLOCK):
             part = machines[low : low + BLOCK]
             for i, machine in enumerate(part):
@@ -151,7 +152,7 @@ def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: En
                 reasons[low + i] += "\n" * bool(refusal and reasons[low + i]) + refusal
             if any(problem for _, _, problem in network.needs):
                 continue
-            s = schedule(network, Machines.of(part), layouts)
+            s = schedule(network, Machines.of(part))
             for i, found in s.decisions.misfits.items():
                 text = f"network {network.name!r}: {misfit(network, part[i], found)}"
                 reasons[low + i] += "\n" * bool(reasons[low + i]) + text

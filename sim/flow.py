@@ -115,14 +115,16 @@ class Flow:
     def _run(self, kind: str, run: str, v: Visits, here: npt.NDArray[np.int64], sources: list[Ready], ready: Ready,
              last: bool) -> None:  # fmt: skip
         whole = here.size == len(self.m)
-        s = self.state if whole else self.state[:, here]
-        x = Visits(v.values if whole else v.values[:, here])
+        # `take` keeps rows in one piece, an index would leave them strewn.
+        s = self.state if whole else self.state.take(here, axis=1)
+        x = Visits(v.values if whole else v.values.take(here, axis=1))
         if not whole:
             sources = [Ready(r.first[here], r.begin[here], r.end[here]) for r in sources]
         step = _Run(kind, run, x, self.m if whole else self.m.take(here), s, sources)
         step.advance()
         if not whole:
-            self.state[:, here] = s
+            for row, fresh_row in zip(self.state, s, strict=True):
+                row[here] = fresh_row
         if last:
             first, begin, end = step.completed()
             fresh = ready.begin[here] == 0

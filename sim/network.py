@@ -34,7 +34,7 @@ class Work:
     constant: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """Layers in execution order and their storage (views resolved).
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,8 @@ class Decisions:
 
 
 class Layouts:
-    """The layouts of one network, made when they are first asked for."""
+    """The layouts of one network, made when they are first asked for and kept: many machines, and those evaluated
+    later, have the same."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -153,9 +154,12 @@ class Layouts:
         return self.made[resident]
 
 
-def decide(network: Network, m: Machines, layouts: Layouts | None = None) -> Decisions:
+layouts_of = lru_cache(maxsize=16)(Layouts)
+
+
+def decide(network: Network, m: Machines) -> Decisions:
     """Which tensors stay on each machine (rule in the module's docstring)."""
-    layouts = layouts or Layouts(network)
+    layouts = layouts_of(network)
     needed: dict[tuple[Geometry, Residency], tuple[Floats, Floats]] = {}
     waiting: dict[frozenset[str], list[npt.NDArray[np.int64]]] = {}
     order = sorted(network.resident, key=lambda n: network.sizes[n])

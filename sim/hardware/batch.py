@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,17 +29,41 @@ Arrays = TypeVar("Arrays", bound="_Arrays")
 
 
 class _Arrays:
+    @cached_property
+    def _table(self) -> Floats:
+        """All fields [F, ...], so that all are taken at once."""
+        values = [getattr(self, f.name) for f in fields(self)]  # type: ignore[arg-type]
+        return np.concatenate([v._table if isinstance(v, _Arrays) else v[None] for v in values], dtype=np.float64)
+
     def take(self: Arrays, index: Index) -> Arrays:
         """The machines of an index, in its order."""
-        return type(self)(**{f.name: _take(getattr(self, f.name), index) for f in fields(self)})  # type: ignore[arg-type]
+        if isinstance(index, np.ndarray):
+            return self._like(self._table.take(index, axis=1))  # rows stay in one piece
+        return self._like(self._table[(slice(None), *index) if isinstance(index, tuple) else (slice(None), index)])
+
+    def _like(self: Arrays, table: Floats) -> Arrays:
+        """With these values, in the order of `_table`."""
+        made, low = object.__new__(type(self)), 0
+        for name in _names(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, _Arrays):
+                high = low + len(value._table)
+                made.__dict__[name] = value._like(table[low:high])
+            else:
+                high = low + 1
+                made.__dict__[name] = table[low] > 0 if value.dtype == bool else table[low]
+            low = high
+        made.__dict__["_table"] = table
+        return made
 
     def shaped(self: Arrays, axes: int) -> Arrays:
         """With axes of length one behind that of the machines, to broadcast against tilings."""
         return self.take((slice(None), *(np.newaxis,) * (axes - 1)))
 
 
-def _take(value: Any, index: Index) -> Any:
-    return value.take(index) if isinstance(value, _Arrays) else value[index]
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 @dataclass(frozen=True, eq=False)
