@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,8 +44,9 @@ class _Arrays:
     def _like(self: Arrays, table: Floats) -> Arrays:
         """With these values, in the order of `_table`."""
         made, low = object.__new__(type(self)), 0
-        for name in _names(type(self)):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
+            if name == "_table":
+                continue
             if isinstance(value, _Arrays):
                 high = low + len(value._table)
                 made.__dict__[name] = value._like(table[low:high])
@@ -59,11 +60,6 @@ class _Arrays:
     def shaped(self: Arrays, axes: int) -> Arrays:
         """With axes of length one behind that of the machines, to broadcast against tilings."""
         return self.take((slice(None), *(np.newaxis,) * (axes - 1)))
-
-
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
 
 
 @dataclass(frozen=True, eq=False)
