@@ -297,7 +297,7 @@ def _softmax(lowering: Lowering, region: Region) -> str:
     _float_origin(lowering, "softmax")
     source = lowering.operand(region.root.inputs[0])
     factors = softmax_factors(params_of(lowering.tensors[source])[0])
-    bits = softmax_fraction_bits(255 * region.parameters[0])
+    bits = softmax_fraction_bits(min(255 * region.parameters[0], region.high))
     natural = (2.0**-bits, SOFTMAX_ZERO_POINT)
     fits = region.parameters == natural and (region.low, region.high) == (-np.inf, np.inf)
     name = region.name if fits else f"{region.name}.softmax"

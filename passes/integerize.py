@@ -21,7 +21,7 @@ from qcompiler.passes import integer_ops
 from qcompiler.passes.fuse import CLAMPS, MATRIX, declines, is_lane_constant, pointwise_source
 from qcompiler.passes.graph import Graph, Node, TensorType, read
 from qcompiler.passes.ranges import Parameters, collapsed, parameters
-from qcompiler.passes.region import Declined, Quantised, Region, params_of
+from qcompiler.passes.region import CLIPPED, Declined, Quantised, Region, params_of
 from qcompiler.passes.tidy import tidy
 from qcompiler.sim.errors import ModelError
 from qcompiler.sim.float_ops import FLOAT_OPS
@@ -243,7 +243,7 @@ class Lowering:
     # ----------------------------------------------------------------------------- int8 results
     def _name_of(self, value: str) -> str:
         """The user's name for a quantised tensor: that of the float tensor it stands for."""
-        name = value.removesuffix(".inner")
+        name = value.removesuffix(CLIPPED).removesuffix(".inner")
         return f"{name}.int8" if name in self.tensors or name in (*self.graph.inputs, *self.graph.outputs) else name
 
     def rounded(self, value: str, parameters: Parameters) -> str:

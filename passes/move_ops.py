@@ -199,6 +199,7 @@ def _embedding(lowering: Lowering, region: Region) -> str:
         values = constant.values
     else:
         values = quantize_linear(lowering.graph.constants[table], np.float32(scale), zero)
+    values = np.clip(values, *region.clamp())
     name = lowering.constant(f"{table}.constant", values, region.parameters)
     target = target_of(lowering, region)
     return lowering.emit(Embedding(target.name, (name, lowering.real[index]), target.name))

@@ -196,13 +196,14 @@ def _divergence(counts: Array, first: int, last: int) -> float:
 class MeanSquaredError(_HistogramObserver):
     """The range with the least expected squared error of rounding and clipping, from the histogram.
 
-    Candidates shrink the extremes by common and by single-sided factors. Rounding costs ``step**2 / 12`` for each
-    value inside (uniform error within a step), clipping the squared distance to the end of the range.
+    Candidates shrink the extremes by common and by single-sided factors. Rounding to 256 levels costs ``step**2 / 12``
+    for each value inside (uniform error within a step), clipping the squared distance to the end of the range; with
+    fewer `levels` (steps between the ends) the error of each bin's centre counts.
     """
 
-    def __init__(self, bins: int = 2048, candidates: int = 100, smallest: float = 0.2) -> None:
+    def __init__(self, bins: int = 2048, candidates: int = 100, smallest: float = 0.2, levels: int = LEVELS) -> None:
         super().__init__(bins)
-        self.candidates, self.smallest = candidates, smallest
+        self.candidates, self.smallest, self.levels = candidates, smallest, levels
 
     def range(self) -> tuple[float, float]:
         occupied = np.flatnonzero(self.histogram.counts)
@@ -212,20 +213,27 @@ class MeanSquaredError(_HistogramObserver):
         low, high = min(self.lowest, 0.0), max(self.highest, 0.0)
         for _ in range(3):  # coordinate descent: both ends together, then each alone
             factors = np.linspace(self.smallest, 1.0, self.candidates)
-            low, high = _best(centre, counts, [(low * f, high * f) for f in factors])
-            low, high = _best(centre, counts, [(low, high * f) for f in factors])
-            low, high = _best(centre, counts, [(low * f, high) for f in factors])
+            low, high = _best(centre, counts, [(low * f, high * f) for f in factors], self.levels)
+            low, high = _best(centre, counts, [(low, high * f) for f in factors], self.levels)
+            low, high = _best(centre, counts, [(low * f, high) for f in factors], self.levels)
         return low, high
 
 
-def _best(centre: Array, counts: Array, ranges: list[tuple[float, float]]) -> tuple[float, float]:
+def _best(
+    centre: Array, counts: Array, ranges: list[tuple[float, float]], levels: int = LEVELS
+) -> tuple[float, float]:
     """The range of least expected squared error; the widest of equals."""
     low, high = np.array(ranges).T
-    beyond = np.maximum(np.maximum(low[:, None] - centre, centre - high[:, None]), 0.0)
-    clipping = (beyond * beyond) @ counts
-    inside = (beyond == 0) @ counts
-    step = (high - low) / LEVELS
-    cost = clipping + inside * step * step / 12.0
+    step = (high - low) / levels
+    if levels < LEVELS:  # steps so wide that values are not spread evenly within one; zero, above all, is exact
+        grid = np.maximum(step, np.finfo(float).tiny)[:, None]
+        error = np.clip(np.rint(centre / grid) * grid, low[:, None], high[:, None]) - centre
+        cost = (error * error) @ counts
+    else:
+        beyond = np.maximum(np.maximum(low[:, None] - centre, centre - high[:, None]), 0.0)
+        clipping = (beyond * beyond) @ counts
+        inside = (beyond == 0) @ counts
+        cost = clipping + inside * step * step / 12.0
     best = int(len(cost) - 1 - np.argmin(cost[::-1]))
     return ranges[best]
 

@@ -2,6 +2,9 @@
 
 The result is a QDQ module: activations pass through ``quantize → dequantize``, weights are dequantised int8
 constants, biases dequantised int32 constants. It means the same to TVM, to ONNX (`export_onnx`) and to `integerize`.
+
+A tensor of fewer than 8 bits (`Calibration.narrow`) passes through ``clip → quantize → dequantize``: the clip has the
+ends of the narrow integers, and becomes the clamp of the integer operation that computes the tensor.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ from tvm import relax
 
 from qcompiler.passes.base import Pass, explain
 from qcompiler.passes.fuse import MATRIX, Fusion, analyse, epilogue, has_weight, is_bias, is_factor, is_lane_constant
-from qcompiler.passes.graph import Array, Graph, Node, read
-from qcompiler.passes.ranges import Calibration, Parameters, parameters
+from qcompiler.passes.graph import Array, Graph, Node, numpy_of, read
+from qcompiler.passes.moments import weight_rows
+from qcompiler.passes.operands import on_array, port_bits
+from qcompiler.passes.ranges import Calibration, Parameters, keeps_quantisation, parameters
+from qcompiler.passes.region import CLIPPED
 from qcompiler.passes.rewrite import Rewriter, const
-from qcompiler.passes.weight_rounding import mean_shift
+from qcompiler.passes.weight_rounding import mean_shift, round_rows
 from qcompiler.sim.errors import CalibrationError
 from qcompiler.sim.numerics import WEIGHT_MAX, quantize_linear
+from qcompiler.sim.widths import interval
 
 BIAS_LIMIT = 1 << 30
 """A bias is kept within half of int32, so that it cannot overflow the accumulator alone."""
@@ -33,7 +40,7 @@ FAINT = 2.0**-24
 class Quantize(Pass):
     """ranges: tensor name to (scale, zero point) from `calibrate`; none: the module stays a float program.
 
-    per_channel: one weight scale per output channel (otherwise one per tensor).
+    A `Calibration` also says for which widths of an array it is. per_channel: one weight scale per output channel (otherwise one per tensor).
     correct_means: with the channel means of a `Calibration`, take the mean error of rounded weights out of the biases.
     Raises CalibrationError when the ranges do not cover the tensors of this module.
     """
@@ -54,8 +61,8 @@ class Quantize(Pass):
             )
         for name, reason in fusion.reasons.items():
             explain(name, f"stays float: {reason}")
-        means = self.ranges.means if self.correct_means and isinstance(self.ranges, Calibration) else {}
-        return _Inserter(module, _Plan(graph, fusion, self.ranges, means, self.per_channel)).run()
+        known = self.ranges if isinstance(self.ranges, Calibration) else Calibration(self.ranges, {})
+        return _Inserter(module, _Plan(graph, fusion, known, self.per_channel, self.correct_means)).run()
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,9 @@ class _Plan:
 
     graph: Graph
     fusion: Fusion
-    ranges: Mapping[str, Parameters]
-    means: Mapping[str, npt.NDArray[np.float64]]
+    ranges: Calibration
     per_channel: bool
+    correct_means: bool
     constants: dict[str, ConstantParameters] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,17 +109,55 @@ class _Plan:
             elif is_bias(graph, node, reader):
                 bias_name = next(n for n in reader.inputs if n in graph.constants)
                 bias = np.broadcast_to(graph.constants[bias_name].reshape(-1), bias.shape).astype(np.float64)
-        scale = weight_scale(weight, axis, bias / factor, x_scale, self.per_channel)
-        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        values = np.clip(np.rint(weight / scale.reshape(shape)), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
+        narrow = on_array(graph, node) and self.ranges.widths.weight_bits < 8
+        limit = self.ranges.widths.weight_max if narrow else WEIGHT_MAX
+        scale = weight_scale(weight, axis, bias / factor, x_scale, self.per_channel, limit)
+        if narrow:
+            corrected = self.correct_means and bias_name is not None
+            values, scale = self._narrow(node, weight, scale, bias / (factor * x_scale), limit, corrected)
+        else:
+            values = np.clip(np.rint(weight / _along(scale, axis, weight.ndim)), -limit, limit).astype(np.int8)
         self.constants[node.inputs[1]] = ConstantParameters(values, scale, 0, axis)
         if bias_name is not None:
-            if node.inputs[0] in self.means:
-                error = values * scale.reshape(shape) - weight
-                bias = bias - factor * mean_shift(graph, node, error, self.means[node.inputs[0]])
+            if self.correct_means:
+                bias = bias - factor * self._shift(node, weight, values * _along(scale, axis, weight.ndim))
             bias_scale = (scale.astype(np.float64) * x_scale * factor).astype(np.float32)
             quantised = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
             self.constants[bias_name] = ConstantParameters(quantised, bias_scale, 0, 0)
+
+    def _narrow(
+        self, node: Node, weight: Array, scale: npt.NDArray[np.float32], bias: npt.NDArray[np.float64], limit: int,
+        centred: bool,
+    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:  # fmt: skip
+        """Integers in the weight's shape and scales [O]; bias: [O], in steps of the input. See `round_rows`."""
+        rows, moments = weight_rows(node, weight).astype(np.float64), self.ranges.moments.get(node.name)
+        least = np.maximum(np.abs(bias) / BIAS_LIMIT, float(np.abs(rows).max(initial=0.0)) * FAINT / limit)
+        groups = int(node.attributes["groups"]) if node.op == "nn.conv2d" else 1
+        covariance = moments.covariance(centred) if moments is not None and moments.count else [None] * groups
+        parts = [
+            round_rows(*part, limit, not self.per_channel)
+            for part in zip(
+                np.split(rows, groups), covariance, np.split(scale.astype(np.float64), groups),
+                np.split(least, groups), strict=True,
+            )
+        ]  # fmt: skip
+        scales = np.concatenate([s for _, s in parts]).astype(np.float32)
+        integers = np.concatenate([q for q, _ in parts]).astype(np.int8)
+        values = integers.reshape(weight.shape) if node.op == "nn.conv2d" else integers.T
+        return np.ascontiguousarray(values), scales
+
+    def _shift(self, node: Node, weight: Array, rounded: Array) -> npt.NDArray[np.float64]:
+        """What rounding does to the mean of each output channel [O], the bias apart."""
+        moments, means = self.ranges.moments.get(node.name), self.ranges.means.get(node.inputs[0])
+        if moments is not None and moments.count:
+            now, then = (
+                np.einsum("gok,gk->go", weight_rows(node, w).reshape(len(m), -1, m.shape[1]).astype(np.float64), m)
+                for w, m in ((rounded, moments.mean), (weight, moments.real_mean))
+            )
+            return np.asarray((now - then).reshape(-1))
+        if means is None:
+            return np.zeros(weight.shape[0 if node.op == "nn.conv2d" else 1])
+        return mean_shift(self.graph, node, rounded - weight, means)
 
     def _operand(self, node: Node) -> None:
         """A constant tensor that takes part in integer arithmetic with another tensor: asymmetric, per tensor."""
@@ -124,17 +169,20 @@ class _Plan:
                 continue
             if node.op == "take":
                 scale, zero = self.ranges[node.name]
+                bits = self.ranges.narrow.get(node.name, 8)
             else:
+                bits = port_bits(self.graph, node, name, self.ranges.widths) if node.op == "matmul" else 8
                 low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
-                scale, zero = parameters(low, high if high > low else 1.0)
-            quantised = quantize_linear(value, np.float32(scale), zero)
+                scale, zero = parameters(low, high if high > low else 1.0, bits)
+            quantised = np.clip(quantize_linear(value, np.float32(scale), zero), *interval(bits))
             self.constants[name] = ConstantParameters(quantised, np.array(scale, np.float32), zero, 0)
 
 
 def weight_scale(
-    weight: Array, axis: int, bias: npt.NDArray[np.float64], x_scale: float, per_channel: bool = True
-) -> npt.NDArray[np.float32]:
-    """Symmetric weight scales [O]: the largest magnitude of each channel maps to 127.
+    weight: Array, axis: int, bias: npt.NDArray[np.float64], x_scale: float, per_channel: bool = True,
+    limit: int = WEIGHT_MAX,
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """Symmetric weight scales [O]: the largest magnitude of each channel maps to `limit`.
 
     A scale grows where the bias would not fit the accumulator otherwise; a channel of zeros (or of weights too
     faint to move any output) takes the scale at which its bias has 20 bits.
@@ -146,10 +194,15 @@ def weight_scale(
         largest = np.full_like(largest, overall)
     faint = largest <= overall * FAINT
     from_bias = np.where(bias == 0, 1.0, np.abs(bias) / (x_scale * (1 << 20)))
-    scale = np.where(faint, from_bias, largest / WEIGHT_MAX)
-    scale = np.maximum(scale, (overall or 1.0) * FAINT / WEIGHT_MAX)
+    scale = np.where(faint, from_bias, largest / limit)
+    scale = np.maximum(scale, (overall or 1.0) * FAINT / limit)
     scale = np.maximum(scale, np.abs(bias) / (x_scale * BIAS_LIMIT))
     return np.asarray(scale, dtype=np.float32)
+
+
+def _along(scale: npt.NDArray[np.float32], axis: int, rank: int) -> npt.NDArray[np.float32]:
+    """Scales [O] in a shape that multiplies a weight of that rank along `axis`."""
+    return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 class _Inserter(Rewriter):
@@ -165,10 +218,39 @@ class _Inserter(Rewriter):
         """`value` rounded to the int8 parameters of `name`, if it has any."""
         if name not in self.plan.fusion.quantised:
             return value
+        bits = self.plan.ranges.narrow.get(name, 8)
+        if bits < 8 and not self._repeats(name):
+            if isinstance(value, relax.Var) and name in self.plan.graph.inputs:
+                # A model's input becomes int8 as it comes; a table cuts off what the narrow integers do not hold.
+                value = self._quantised(value, name)
+            low, high = self._ends(name, bits)
+            value = self.emit(relax.op.clip(value, low, high), f"{name}{CLIPPED}")
+        return self._quantised(value, name)
+
+    def _quantised(self, value: relax.Expr, name: str) -> relax.Expr:
         scale, zero = self.plan.ranges[name]
         arguments = const(np.float32(scale)), const(np.int8(zero))
         quantised = self.emit(relax.op.quantize(value, *arguments, out_dtype="int8"), f"{name}.quantized")
         return self.emit(relax.op.dequantize(quantised, *arguments), f"{name}.dequantized")
+
+    def _joined(self, parts: relax.Tuple, name: str) -> relax.Tuple:
+        """The parts of a concatenation, the constants within what `name` can hold."""
+        bits = self.plan.ranges.narrow.get(name, 8)
+        if bits == 8 or all(isinstance(part, relax.Var) for part in parts.fields):
+            return parts
+        ends = self._ends(name, bits)
+        return relax.Tuple([p if isinstance(p, relax.Var) else const(np.clip(numpy_of(p), *ends)) for p in parts.fields])
+
+    def _repeats(self, name: str) -> bool:
+        """Whether the tensor only repeats values of tensors that are as narrow."""
+        node, graph = self.nodes.get(name), self.plan.graph
+        return node is not None and name not in self.plan.fusion.reasons and keeps_quantisation(graph, node)
+
+    def _ends(self, name: str, bits: int) -> tuple[float, float]:
+        """The real values of the least and the greatest integer."""
+        scale, zero = self.plan.ranges[name]
+        low, high = (float(np.float32((q - zero) * scale)) for q in interval(bits))
+        return low, high
 
     def _constant(self, name: str) -> relax.Expr:
         chosen = self.plan.constants[name]
@@ -182,11 +264,11 @@ class _Inserter(Rewriter):
             return call
         names = iter(node.inputs)
         args = []
-        for arg in call.args:  # tuples hold tensors only, never constants that are quantised
-            if isinstance(arg, relax.Tuple) and all(isinstance(f, relax.Var) for f in arg.fields):
+        for arg in call.args:  # tuples hold tensors, and constants that are joined to them
+            if isinstance(arg, relax.Tuple) and all(isinstance(f, (relax.Var, tvm.ir.GenericConst)) for f in arg.fields):
                 for _ in arg.fields:
                     next(names)
-                args.append(arg)
+                args.append(self._joined(arg, name))
             elif isinstance(arg, relax.Var) or isinstance(arg, tvm.ir.GenericConst):
                 tensor = next(names)
                 args.append(self._constant(tensor) if tensor in self.plan.constants else arg)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler.passes.fuse import MOVES, Fusion
 from qcompiler.passes.graph import Graph, Node
-from qcompiler.sim.numerics import INT8_MAX, INT8_MIN, SOFTMAX_ZERO_POINT, softmax_fraction_bits
+from qcompiler.sim.numerics import SOFTMAX_ZERO_POINT, softmax_fraction_bits
+from qcompiler.sim.widths import FULL, Widths, interval
+
+if TYPE_CHECKING:
+    from qcompiler.passes.moments import Moments
 
 Range = tuple[float, float]
+LEVELS = 255  # steps between the 256 values of int8
 Parameters = tuple[float, int]
 """(scale, zero point) of an int8 tensor; the scale is a float32 value."""
 
@@ -20,25 +26,30 @@ class Calibration(dict[str, Parameters]):
     """What calibration found: tensor name to `Parameters`, in graph order.
 
     means: tensor name to the means of its channels (the last axis) over samples and positions, float64 [C], for the
-    tensors that meet constant weights.
+    tensors that meet constant weights. widths: of the array that the parameters are for. narrow: tensor name to its
+    bits, where these are fewer than 8 (`operands.narrow_tensors`). moments: by node, of what narrow weights multiply.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameters], means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Parameters], means: Mapping[str, npt.NDArray[np.float64]],
+        widths: Widths = FULL, narrow: Mapping[str, int] | None = None, moments: Mapping[str, Moments] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(parameters)
-        self.means = means
+        self.means, self.widths, self.narrow, self.moments = means, widths, narrow or {}, moments or {}
 
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
-def parameters(low: float, high: float) -> Parameters:
-    """Scale and zero point so that int8 covers [low, high] and zero exactly. low <= 0 <= high, not both zero.
+def parameters(low: float, high: float, bits: int = 8) -> Parameters:
+    """Scale and zero point so that signed integers of that many bits cover [low, high] and zero exactly.
 
-    Zero itself gets the nearest int8 value, then the ends move by less than half a step.
+    low <= 0 <= high, not both zero. Zero itself gets the nearest integer, then the ends move by less than half a step.
     """
-    scale = float(np.float32((high - low) / (INT8_MAX - INT8_MIN)))
-    zero = int(np.floor(INT8_MIN - low / scale + 0.5))
-    return scale, min(max(zero, INT8_MIN), INT8_MAX)
+    least, most = interval(bits)
+    scale = float(np.float32((high - low) / (most - least)))
+    zero = int(np.floor(least - low / scale + 0.5))
+    return scale, min(max(zero, least), most)
 
 
 def collapsed(low: float, high: float) -> str | None:
@@ -47,9 +58,9 @@ def collapsed(low: float, high: float) -> str | None:
         return "is not finite"
     if low == high == 0.0:
         return "is zero for every sample"
-    if (high - low) / (INT8_MAX - INT8_MIN) < SMALLEST_SCALE:
+    if (high - low) / LEVELS < SMALLEST_SCALE:
         return f"stays within {low:g}..{high:g}, narrower than a float32 scale can express"
-    if (high - low) / (INT8_MAX - INT8_MIN) > float(np.finfo(np.float32).max) or high - low == np.inf:
+    if (high - low) / LEVELS > float(np.finfo(np.float32).max) or high - low == np.inf:
         return f"reaches {low:g}..{high:g}, wider than a float32 scale can express"
     return None
 
@@ -89,8 +100,13 @@ def sources(graph: Graph, group: Iterable[str]) -> list[str]:
     return [n for n in group if n not in graph.producers or not keeps_quantisation(graph, graph.producers[n])]
 
 
-def group_parameters(graph: Graph, group: Iterable[str], low: float, high: float) -> Parameters:
-    """`parameters`, or for what softmax alone computes the nearest that it can: a power of two and -128."""
+def group_parameters(graph: Graph, group: Iterable[str], low: float, high: float, bits: int = 8) -> Parameters:
+    """`parameters`, or for what softmax alone computes the nearest that it can: a power of two and -128.
+
+    A narrow softmax has any scale: a table behind the operation rounds its result once more.
+    """
+    if bits < 8:
+        return parameters(low, high, bits)
     origin = [graph.producers.get(n) for n in sources(graph, group)]
     if origin and all(node is not None and node.op == "nn.softmax" for node in origin):
         return 2.0 ** -softmax_fraction_bits(high), SOFTMAX_ZERO_POINT

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qcompiler.passes.integerize import Lowering
 
 Array = npt.NDArray[Any]
+CLIPPED = ".clipped"
+"""Behind the name of a tensor: itself, within the integers that its few bits hold (`quantize`)."""
 
 
 class Declined(Exception):
