@@ -448,6 +448,8 @@ def keeps_batch(node: Node, shapes: Mapping[str, Shape], graph: Graph) -> bool:
     if node.op == "permute_dims":
         axes = a.get("axes") or tuple(reversed(range(rank)))
         return int(axes[0]) % rank == 0
+    if node.op == "concat" and any(n in graph.constants for n in node.inputs):
+        return False  # a constant has one sample's extent
     if node.op in ("concat", "nn.softmax", "nn.log_softmax"):
         return int(a.get("axis", 0)) % rank != 0
     if node.op in ("mean", "sum", "max", "min", "prod"):

@@ -113,9 +113,7 @@ def weight_rows(node: Node, weight: Array) -> Array:
     return weight.reshape(len(weight), -1) if node.op == "nn.conv2d" else weight.T
 
 
-def collect(
-    graph: Graph, moments: Sequence[Moments], values: Iterable[tuple[str, Array]]
-) -> dict[str, Moments]:
+def collect(graph: Graph, moments: Sequence[Moments], values: Iterable[tuple[str, Array]]) -> dict[str, Moments]:
     """Fill the moments from pairs of a tensor and its values of one batch; the moments by the node's name."""
     by_tensor: dict[str, list[Moments]] = {}
     for m in moments:

@@ -219,9 +219,7 @@ class MeanSquaredError(_HistogramObserver):
         return low, high
 
 
-def _best(
-    centre: Array, counts: Array, ranges: list[tuple[float, float]], levels: int = LEVELS
-) -> tuple[float, float]:
+def _best(centre: Array, counts: Array, ranges: list[tuple[float, float]], levels: int = LEVELS) -> tuple[float, float]:
     """The range of least expected squared error; the widest of equals."""
     low, high = np.array(ranges).T
     step = (high - low) / levels

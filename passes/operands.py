@@ -39,9 +39,7 @@ def port_bits(graph: Graph, node: Node, name: str, widths: Widths) -> int:
     return min(bits)
 
 
-def narrow_tensors(
-    graph: Graph, fusion: Fusion, groups: Iterable[Sequence[str]], widths: Widths
-) -> dict[str, int]:
+def narrow_tensors(graph: Graph, fusion: Fusion, groups: Iterable[Sequence[str]], widths: Widths) -> dict[str, int]:
     """Bits of every int8 tensor that has fewer than 8. groups: the tensors that share a scale."""
     readers = array_nodes(graph, fusion)
     bits: dict[str, int] = {}

@@ -40,7 +40,9 @@ FAINT = 2.0**-24
 class Quantize(Pass):
     """ranges: tensor name to (scale, zero point) from `calibrate`; none: the module stays a float program.
 
-    A `Calibration` also says for which widths of an array it is. per_channel: one weight scale per output channel (otherwise one per tensor).
+    A `Calibration` also says for which widths of an array it is.
+
+    per_channel: one weight scale per output channel (otherwise one per tensor).
     correct_means: with the channel means of a `Calibration`, take the mean error of rounded weights out of the biases.
     Raises CalibrationError when the ranges do not cover the tensors of this module.
     """
@@ -239,7 +241,9 @@ class _Inserter(Rewriter):
         if bits == 8 or all(isinstance(part, relax.Var) for part in parts.fields):
             return parts
         ends = self._ends(name, bits)
-        return relax.Tuple([p if isinstance(p, relax.Var) else const(np.clip(numpy_of(p), *ends)) for p in parts.fields])
+        return relax.Tuple(
+            [p if isinstance(p, relax.Var) else const(np.clip(numpy_of(p), *ends)) for p in parts.fields]
+        )
 
     def _repeats(self, name: str) -> bool:
         """Whether the tensor only repeats values of tensors that are as narrow."""
@@ -265,7 +269,9 @@ class _Inserter(Rewriter):
         names = iter(node.inputs)
         args = []
         for arg in call.args:  # tuples hold tensors, and constants that are joined to them
-            if isinstance(arg, relax.Tuple) and all(isinstance(f, (relax.Var, tvm.ir.GenericConst)) for f in arg.fields):
+            if isinstance(arg, relax.Tuple) and all(
+                isinstance(f, (relax.Var, tvm.ir.GenericConst)) for f in arg.fields
+            ):
                 for _ in arg.fields:
                     next(names)
                 args.append(self._joined(arg, name))

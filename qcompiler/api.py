@@ -37,6 +37,8 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     flash_limit: int | None = None,
     ram_limit: int | None = None,
     tune: float | None = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile an ONNX model into the directory `output`, which appears whole or not at all.
@@ -45,14 +47,15 @@ def compile(  # noqa: A001 - the word users look for; always written qcompiler.c
     with a leading sample axis, a folder of `.npy`, or an iterable of dicts of arrays; a quantised model needs none.
     shapes: of inputs that the model leaves open, e.g. {"image": (1, 3, 224, 224)}. flash_limit, ram_limit:
     bytes that a micro-controller has; a model that needs more is refused. tune: seconds to spend on measuring
-    tiles on this machine. The rest: `pipeline.Options`.
+    tiles on this machine. weight_bits (2 to 8), activation_bits (4 to 8): of matrix work; an accelerator has its own.
+    The rest: `pipeline.Options`.
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
     """
     options = Options(
         shapes=shapes or {}, observer=observer, rounding=rounding, passes=passes, name=name,
         dump_ir=Path(dump_ir) if dump_ir is not None else None, time_passes=time_passes, explain=explain,
         min_sqnr=min_sqnr, min_agreement=min_agreement, host_fallback=host_fallback,
-        limits=Limits(flash_limit, ram_limit), tune=tune,
+        limits=Limits(flash_limit, ram_limit), tune=tune, weight_bits=weight_bits, activation_bits=activation_bits,
     )  # fmt: skip
     return compile_model(model, target, calibration, output, options, progress or Progress())
 
@@ -64,11 +67,13 @@ def quantize(
     calibration: Source,
     shapes: Mapping[str, Sequence[int]] | None = None,
     observer: str = Options.observer,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the quantised model as ONNX with QuantizeLinear and DequantizeLinear nodes to the file `output`.
 
     Arguments and errors as in `compile`.
     """
-    options = Options(shapes=shapes or {}, observer=observer)
+    options = Options(shapes=shapes or {}, observer=observer, weight_bits=weight_bits, activation_bits=activation_bits)
     quantise_to_onnx(model, calibration, output, options, progress or Progress())

@@ -53,6 +53,15 @@ Passes = Annotated[
 DumpIR = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the IR before and after each pass here.")]
 TimePasses = Annotated[bool, typer.Option("--time-passes", help="Say on stderr how long each pass took.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Say on stderr which rewrites declined, and why.")]
+WeightBits = Annotated[
+    int | None,
+    typer.Option(
+        min=2, max=8, help="Of matrix work but depthwise, to see what fewer cost; an accelerator has its own."
+    ),
+]
+ActivationBits = Annotated[
+    int | None, typer.Option(min=4, max=8, help="Likewise of the tensors that such matrix work reads.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one inference.")]
 
 
@@ -83,6 +92,8 @@ def compile(  # noqa: A001
         str | None,
         typer.Option(help="Of requantisation: exact_half_up, f32_half_even, q31_single or q31_double."),
     ] = None,
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
     name: Annotated[str | None, typer.Option(help="Prefix of the C symbols (default: model).")] = None,
     passes: Passes = None,
     dump_ir: DumpIR = None,
@@ -130,6 +141,7 @@ def compile(  # noqa: A001
       qcompiler compile net.qdq.onnx --rounding f32_half_even -o out/
       qcompiler compile net.onnx --calibration samples.npz --min-sqnr 25 --min-agreement 0.99 -o out/
       qcompiler compile kws.onnx --calibration samples.npz --target cortex-m4 --ram-limit 64KiB -o out/
+      qcompiler compile kws.onnx --calibration samples.npz --weight-bits 4 -o out/
       qcompiler compile net.onnx --calibration samples.npz --tune --tune-seconds 120 -o out/
     """
     from qcompiler.pipeline import compile_model
@@ -141,7 +153,7 @@ def compile(  # noqa: A001
         time_passes=time_passes, explain=explain, min_sqnr=min_sqnr, min_agreement=min_agreement,
         host_fallback=host_fallback,
         limits=Limits(_bytes(flash_limit, "--flash-limit"), _bytes(ram_limit, "--ram-limit")),
-        tune=tune_seconds if tune else None,
+        tune=tune_seconds if tune else None, weight_bits=weight_bits, activation_bits=activation_bits,
     )  # fmt: skip
     artifact = compile_model(model, target, calibration, output, options, for_stderr())
     from qcompiler.inspection import print_artifact
@@ -190,6 +202,8 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="The quantised model.")],
     shape: Shapes = None,
     observer: Observer = None,
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
     passes: Passes = None,
     dump_ir: DumpIR = None,
     time_passes: TimePasses = False,
@@ -207,7 +221,7 @@ def quantize(
 
     options = _options(
         shapes=_shapes(shape), observer=observer, passes=passes, dump_ir=dump_ir,
-        time_passes=time_passes, explain=explain,
+        time_passes=time_passes, explain=explain, weight_bits=weight_bits, activation_bits=activation_bits,
     )  # fmt: skip
     quantise_to_onnx(model, calibration, output, options, for_stderr())
     typer.echo(f"wrote {output}")

@@ -23,6 +23,7 @@ from qcompiler.data import fit
 from qcompiler.progress import Progress
 from qcompiler.sim.errors import ArtifactError, TargetError
 from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.widths import Widths
 from qcompiler.targets import Built, Execute, Limits
 
 Array = npt.NDArray[Any]
@@ -37,6 +38,7 @@ class McuBackend:
 
     target: McuTarget
     limits: Limits = Limits()
+    widths: Widths | None = None
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from qcompiler.sim.errors import ArtifactError
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.integer_program import IntegerProgram
 from qcompiler.sim.program import NpuProgram
+from qcompiler.sim.widths import Widths
 from qcompiler.targets import NPU_PREFIX, Built
 
 PROGRAM_FILE, REPORT_FILE, TABLE_FILE, MACHINE_FILE = "model.npu", "simulation.html", "simulation.csv", "machine.yaml"
@@ -35,6 +36,10 @@ class NpuBackend:
     architecture: str = ""
     macs_to_measure: float = 1e9
     host_fallback: bool = False
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(self.machine.matrix.weight_bits, self.machine.matrix.activation_bits)
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.report.npu import render

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,17 @@ from qcompiler.progress import Progress
 from qcompiler.report.collect import Accuracy, collect, to_csv, to_json
 from qcompiler.report.html import render
 from qcompiler.sim import program_text, reference
-from qcompiler.sim.errors import AccuracyGateError, CalibrationError, QCompilerError, did_you_mean
+from qcompiler.sim.errors import (
+    AccuracyGateError,
+    CalibrationError,
+    ModelError,
+    QCompilerError,
+    TargetError,
+    did_you_mean,
+)
 from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
 from qcompiler.sim.numerics import ROUNDINGS, Rounding
+from qcompiler.sim.widths import FULL, Widths, misfit
 from qcompiler.targets import Backend, Built, Limits, resolve
 
 if TYPE_CHECKING:
@@ -56,6 +64,7 @@ class Options:
     host_fallback: an accelerator's host runs float operations before and behind the integer work.
     limits: flash and RAM of a micro-controller; a model that needs more is refused.
     tune: seconds to spend on measuring tiles on this machine; None for the cost model's, which are always the same.
+    weight_bits, activation_bits: of matrix work (`sim.widths`); None: what an accelerator has, 8 elsewhere.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -71,16 +80,27 @@ class Options:
     host_fallback: bool = False
     limits: Limits = field(default_factory=Limits)
     tune: float | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("rounding", self.rounding, ROUNDINGS)
         _one_of("observer", self.observer, OBSERVERS)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name):
             raise OptionError(f"name {self.name!r} cannot begin C symbols; use letters, digits and _")
+        self.widths(FULL)
 
     def canonicalisation(self) -> base.Pipeline:
         """The passes between import and calibration."""
         return canonical_pipeline() if self.passes is None else base.parse_pipeline(self.passes)
+
+    def widths(self, otherwise: Widths) -> Widths:
+        """The bits that were asked for, else those of `otherwise`."""
+        asked = {n: v for n in ("weight_bits", "activation_bits") if (v := getattr(self, n)) is not None}
+        try:
+            return replace(otherwise, **asked)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
 
 
 class OptionError(QCompilerError):
@@ -102,6 +122,36 @@ class Quantised:
     module: tvm.IRModule
     samples: Samples | None
 
+    @property
+    def carried(self) -> bool:
+        """Whether the model brought its scales along."""
+        return self.module is self.float_module
+
+
+def _widths_of(backend: Backend, options: Options) -> Widths:
+    """Bits of matrix work: the accelerator's, or on a CPU what the options say. Raises TargetError."""
+    if backend.widths is None:
+        return options.widths(FULL)
+    if options.widths(backend.widths) != backend.widths:
+        raise TargetError(
+            f"{backend.name} takes {backend.widths}; leave --weight-bits and --activation-bits out, or change "
+            "matrix.weight_bits and matrix.activation_bits of the machine"
+        )
+    return backend.widths
+
+
+def _check_widths(program: IntegerProgram, quantised: Quantised, widths: Widths) -> None:
+    """A program that the operands' bits hold: what our own quantiser makes, and what a quantised model may not be."""
+    reason = misfit(program, widths)
+    if reason is None:
+        return
+    if not quantised.carried:
+        raise RuntimeError(f"{reason}; this is a bug in qcompiler, please report it")
+    raise ModelError(
+        f"{reason}: the model carries its own scales, which were not made for {widths}; give the float model with "
+        "--calibration"
+    )
+
 
 def compile_model(
     model: str | Path | onnx.ModelProto, target: str, calibration: Source | None, output: str | Path,
@@ -113,14 +163,16 @@ def compile_model(
     """
     backend, output = resolve(target, options.host_fallback, options.limits, options.tune), Path(output)
     options.canonicalisation()  # a typing error should not wait for the import
+    widths = _widths_of(backend, options)
     with new_directory(output, is_artifact) as work:
-        quantised = quantise_model(model, calibration, options, progress)
+        quantised = quantise_model(model, calibration, options, progress, widths)
         with progress.stage("integerise"):
             program = integerize(quantised.module, rounding=options.rounding, name=options.name)
+        _check_widths(program, quantised, widths)
         graph = read(quantised.float_module)
         (work / PROGRAM).write_bytes(program_text.save(program))
         built = backend.build(program, work, options.name, progress)
-        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options), {})
+        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options, widths), {})
         if built.tuning is not None:
             manifest.build["tuning"] = dict(built.tuning)
         with progress.stage("measure accuracy"):
@@ -139,8 +191,9 @@ def compile_model(
 
 
 def quantise_model(
-    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress
-) -> Quantised:
+    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress,
+    widths: Widths = FULL,
+) -> Quantised:  # fmt: skip
     """Import, canonicalise, calibrate and quantise. A model that already holds QuantizeLinear keeps its own scales."""
     run = _Passes(options, progress)
     with progress.stage("import"):
@@ -160,7 +213,8 @@ def quantise_model(
             f"input name ({', '.join(map(repr, graph.inputs))}) with a leading sample axis"
         )
     with progress.stage("calibrate"):
-        ranges = calibrate(module, progress.track(samples), observer=options.observer)
+        tracked = progress.track(samples) if widths == FULL else samples  # else it goes through them twice
+        ranges = calibrate(module, tracked, observer=options.observer, widths=widths)
     with progress.stage("quantise"):
         quantised = run(base.Pipeline((Quantize(ranges),)), module)
     run.report()
@@ -173,7 +227,12 @@ def quantise_to_onnx(
 ) -> None:  # fmt: skip
     """Write the quantised model as ONNX with QuantizeLinear and DequantizeLinear to the file `output`."""
     with new_file(Path(output)) as work:
-        quantised = quantise_model(model, calibration, options, progress)
+        widths = options.widths(FULL)
+        quantised = quantise_model(model, calibration, options, progress, widths)
+        if quantised.carried and widths != FULL:
+            raise OptionError(
+                "the model carries its own scales, which --weight-bits and --activation-bits cannot change"
+            )
         with progress.stage("export"):
             work.write_bytes(export(quantised.module).SerializeToString(deterministic=True))
 
@@ -279,7 +338,7 @@ def _manifest(
     )
 
 
-def _provenance(model: Any, target: str, quantised: Quantised, options: Options) -> dict[str, Any]:
+def _provenance(model: Any, target: str, quantised: Quantised, options: Options, widths: Widths) -> dict[str, Any]:
     """How it was made, for manifest and report: nothing that depends on when or where."""
     named = isinstance(model, (str, Path))
     source = Path(model).name if named else "a model in memory"
@@ -290,7 +349,9 @@ def _provenance(model: Any, target: str, quantised: Quantised, options: Options)
         "model_sha256": file_sha256(Path(model)) if named else hashlib.sha256(model.SerializeToString()).hexdigest(),
         "calibration_sha256": quantised.samples.sha256() if quantised.samples else None,
         "calibration_samples": len(quantised.samples) if quantised.samples else None,
-        "observer": None if quantised.module is quantised.float_module else options.observer,
+        "observer": None if quantised.carried else options.observer,
+        "weight_bits": widths.weight_bits,
+        "activation_bits": widths.activation_bits,
         "rounding": options.rounding,
         "passes": options.passes,
         "shapes": {name: "x".join(map(str, shape)) for name, shape in options.shapes.items()},

@@ -11,6 +11,7 @@ from qcompiler.artifact import Artifact
 from qcompiler.codegen.host import host_architecture
 from qcompiler.sim.errors import TargetError, did_you_mean
 from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.widths import Widths
 
 if TYPE_CHECKING:
     from qcompiler.codegen.cpu.tune import Tuned
@@ -44,7 +45,8 @@ class Built:
 
 class Backend(Protocol):
     """name: the target as the user gave it. architecture: the machine word of `uname -m`, "" for an accelerator.
-    macs_to_measure: how much work to spend on measuring the outputs' accuracy: a few seconds of `executor`."""
+    macs_to_measure: how much work to spend on measuring the outputs' accuracy: a few seconds of `executor`.
+    widths: of an accelerator's operands; None where any integers of int8 will do."""
 
     @property
     def name(self) -> str: ...
@@ -54,6 +56,9 @@ class Backend(Protocol):
 
     @property
     def macs_to_measure(self) -> float: ...
+
+    @property
+    def widths(self) -> Widths | None: ...
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         """Compile into an existing directory."""
@@ -135,6 +140,7 @@ class CpuBackend:
     name: str
     target: Any
     tune: float | None = None  # seconds
+    widths: Widths | None = None
 
     @property
     def macs_to_measure(self) -> float:

@@ -11,8 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qcompiler.sim.integer_program import (
-    Add, AveragePool2d, Concat, Conv2d, Dense, Embedding, Gather, IntegerProgram, LayerNorm, MatMul, MaxPool2d, Mean,
-    Mul, Operation, Reshape, ResizeLinear, Table, Transpose,
+    Add,
+    AveragePool2d,
+    Concat,
+    Conv2d,
+    Dense,
+    Embedding,
+    Gather,
+    IntegerProgram,
+    LayerNorm,
+    MatMul,
+    MaxPool2d,
+    Mean,
+    Mul,
+    Operation,
+    Reshape,
+    ResizeLinear,
+    Table,
+    Transpose,
 )  # fmt: skip
 from qcompiler.sim.numerics import INT8_MAX, INT8_MIN
 
@@ -74,8 +90,9 @@ def misfit(program: IntegerProgram, widths: Widths) -> str | None:
         ):
             return f"the weights of {op.name!r} do not fit {widths.weight_bits} bits"
         for name, bits in zip(op.inputs, (widths.activation_bits, widths.weight_bits), strict=False):
-            if not within(known[name], bits):
-                low, high = known[name]
+            zero = program.tensors[name].zero_point or 0  # the array subtracts it, padding holds it
+            low, high = _union([known[name], (zero, zero)])
+            if not within((low, high), bits):
                 return (
                     f"operand {name!r} of {op.name!r} may be anything from {low} to {high}, which {bits} bits do not "
                     "hold"
