@@ -31,7 +31,7 @@ def test_on_a_cpu(command: Command, tmp_path: Path) -> None:
     assert done.code == 0
     artifact = qcompiler.open_artifact(out)
     assert (artifact.manifest.build["weight_bits"], artifact.manifest.build["activation_bits"]) == (4, 6)
-    assert artifact.report()["accuracy"]["verified_samples"] > 0
+    assert artifact.report()["accuracy"]["samples_equal_to_reference"] > 0
     assert misfit(artifact.program(), Widths(4, 6)) is None
     done = command("run", out, "--input", TEST, "--labels", "labels")
     accuracy = next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("accuracy"))
