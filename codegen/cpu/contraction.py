@@ -215,11 +215,18 @@ class Writer:
         self.requantizer = Requantizer(isa, rescale, e, self.padded)
         self.rescale = rescale
         self.epilogue.constants()
+        self.scratch_buffer()
         self.y = e.buffer("y", geometry.output_bytes, self.isa.storage)
         self.task_begin, self.task_end = e.scalar("task_begin"), e.scalar("task_end")
 
     def input_buffers(self) -> None:
         self.x = self.e.buffer("x", self.geometry.input_elements, self.isa.operand_dtype)
+
+    def scratch_buffer(self) -> None:
+        """Declares it, for kernels that have one."""
+
+    def begin_task(self, task: Expr, position: Expr, block: Expr) -> None:
+        """What comes before a task; block: of channels, counted over the groups."""
 
     def weight_buffers(self) -> None:
         copies = max(self.geometry.weight_copies, 1)
@@ -236,6 +243,7 @@ class Writer:
                 block, position = _divmod(e, t, positions)
             else:
                 position, block = _divmod(e, t, channel_blocks)
+            self.begin_task(t, position, block)
             group, block = _divmod(e, block, self.blocks.count)
             with e.when(block < self.blocks.full if self.blocks.tail_channels and self.blocks.full else True):
                 if self.blocks.full:
@@ -248,13 +256,11 @@ class Writer:
     def _channel_block(self, position: Expr, group: Expr, block: Expr, vectors: int, channels: int) -> None:
         """All positions of one task for one block of channels."""
         e, g, tile = self.e, self.geometry, self.tile
-        chunks, line_groups = _chunks(g, tile), _line_groups(g, tile)
-        line_and_image, chunk = _divmod(e, position, chunks)
-        image, line_group = _divmod(e, line_and_image, line_groups)
+        image, line_group, line_and_image, chunk = self.place(position)
         first_vector = group * self.blocks.total_vectors + block * tile.vectors
         weights = group * self.group_weights + block * (self.window_units * tile.vectors * self.vector_elements)
         lane = first_vector * self.lanes
-        image_source, copy = self._image(image)
+        image_source, copy = self.image(image)
         if g.weight_copies > 1:
             weights = weights + copy * (g.groups * self.group_weights)
             lane = lane + copy * self.padded
@@ -279,7 +285,13 @@ class Writer:
             with e.when(line_group >= g.lines // tile.lines if g.lines >= tile.lines else True):
                 self._line_group(tail_lines, line, chunk)
 
-    def _image(self, image: Expr) -> tuple[Expr, Expr]:
+    def place(self, position: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+        """Image, group of lines in it, group of lines in all, and chunk of a task's positions."""
+        line_and_image, chunk = _divmod(self.e, position, _chunks(self.geometry, self.tile))
+        image, line_group = _divmod(self.e, line_and_image, _line_groups(self.geometry, self.tile))
+        return image, line_group, line_and_image, chunk
+
+    def image(self, image: Expr) -> tuple[Expr, Expr]:
         """The first input byte of an image and which copy of the weights it takes."""
         source, copy = constant(0), constant(0)
         for extent, source_stride, copy_stride in reversed(self.geometry.image_axes):

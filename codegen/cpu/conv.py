@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.codegen.cpu.byte_forms import forms_step
 from qcompiler.codegen.cpu.contraction import NO_BORDER, Border, Geometry
 from qcompiler.codegen.cpu.depthwise import MAX_KERNEL_AREA, depthwise
 from qcompiler.codegen.cpu.epilogue import fused_ops
@@ -20,7 +21,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Group, Step
 from qcompiler.codegen.cpu.matrix_work import matrix_kernel
 from qcompiler.codegen.cpu.pad import padded_input
-from qcompiler.codegen.cpu.paired_contraction import choose_paired_tile, paired_kernel, pays
+from qcompiler.codegen.cpu.paired_contraction import choose_paired_tile, own_forms, paired_kernel, pays
 from qcompiler.codegen.cpu.requantize import reachable_bound
 from qcompiler.codegen.cpu.winograd import applies, winograd_steps
 from qcompiler.sim.integer_program import Conv2d, Operation, Shape, Tensor
@@ -46,15 +47,18 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     steps, source, shape = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded", isa.operand_dtype)
     merged = merge_groups(op, isa)
     geometry, weights = geometry_of(merged, shape, group.output, border, isa.storage_offset)
-    if pays(isa, geometry, weights):
-        tile = choose_paired_tile(isa, geometry)
-        stored_steps, stored, _ = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.stored")
+    if (chosen := pays(isa, geometry, weights)) is not None:
         kernel = paired_kernel(
-            "conv2d", isa, geometry, tile, weights, merged.bias, offset_of(x, isa), op.requantize,
+            "conv2d", isa, geometry, chosen, weights, merged.bias, offset_of(x, isa), op.requantize,
             reachable_bound(op, x), fused_ops(group),
         )  # fmt: skip
-        names = (stored, source, *(t.name for t in others))
-        return [*stored_steps, *steps, Step(kernel, names, group.output.name, geometry.output_bytes, group.names)]
+        if own_forms(choose_paired_tile(isa, geometry)):
+            steps, source, _ = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
+        else:
+            steps = [forms_step(isa, x, op.padding, bordered, f"{group.output.name}.forms")]
+            source = steps[0].output
+        names = (source, *(t.name for t in others))
+        return [*steps, Step(kernel, names, group.output.name, geometry.output_bytes, group.names)]
     kernel = matrix_kernel(
         "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
         fused_ops(group),

@@ -7,11 +7,12 @@ Where dense work wants wider elements than stored bytes (`operand_dtype`), the c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 
-from qcompiler.codegen.cpu.emit import Emitter, Expr, cast, constant, load, splat, vector_type
+from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, cast, constant, load, splat, vector_type
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.loops import for_chunks, tasks
@@ -58,19 +59,32 @@ def pad_step(
 
 def pad(isa: InstructionSet, shape: Shape, padding: tuple[int, int, int, int], fill: int, dtype: str) -> Any:
     """Buffers: x, the padded image with elements of `dtype`."""
+    vector = isa.vector_bytes // (2 if dtype == "int16" else 1)
+    e = Emitter()
+    x = e.buffer("x", math.prod(shape), isa.storage)
+    y = e.buffer("y", math.prod(padded_shape(shape, padding)), dtype)
+
+    def put(at: Expr, value: Expr, lanes: int) -> None:
+        e.store(y, at, value if dtype == isa.storage else cast(value, vector_type(dtype, lanes)), lanes)
+
+    padded_lines(e, x, isa.storage, shape, padding, fill, vector, put)
+    return e.function()
+
+
+def padded_lines(
+    e: Emitter, x: Buffer, storage: str, shape: Shape, padding: tuple[int, int, int, int], fill: int, vector: int,
+    put: Callable[[Expr, Expr, int], None],
+) -> None:  # fmt: skip
+    """Emit ``put(index, value, lanes)`` for all elements of the padded image, at most `vector` at a time.
+
+    A task is one line.
+    """
     n, h, w, c = shape
     top, left, bottom, right = padding
     lines, width = h + top + bottom, (w + left + right) * c
-    vector = isa.vector_bytes // (2 if dtype == "int16" else 1)
-    e = Emitter()
-    x = e.buffer("x", n * h * w * c, isa.storage)
-    y = e.buffer("y", n * lines * width, dtype)
 
     def border(at: Expr, count: int) -> None:
-        def write(i: Expr, lanes: int) -> None:
-            e.store(y, at + i, splat(fill, dtype, lanes), lanes)
-
-        for_chunks(e, count, vector, write)
+        for_chunks(e, count, vector, lambda i, lanes: put(at + i, splat(fill, storage, lanes), lanes))
 
     with tasks(e) as t:
         image = tirx.truncdiv(t, constant(lines))
@@ -78,17 +92,11 @@ def pad(isa: InstructionSet, shape: Shape, padding: tuple[int, int, int, int], f
         to = e.bind(t * width, "int32", "to")
         source = e.bind((image * h + line) * (w * c), "int32", "from")
         to_inside = e.bind(to + left * c, "int32", "to")
-
-        def copy(i: Expr, lanes: int) -> None:
-            value = load(x, source + i, lanes)
-            e.store(y, to_inside + i, value if dtype == isa.storage else cast(value, vector_type(dtype, lanes)), lanes)
-
         inside = tirx.all(line >= 0, line < h) if top or bottom else True
         with e.when(inside):
             border(to, left * c)
-            for_chunks(e, w * c, vector, copy)
+            for_chunks(e, w * c, vector, lambda i, lanes: put(to_inside + i, load(x, source + i, lanes), lanes))
             border(to + (left + w) * c, right * c)
         if top or bottom:
             with e.when(tirx.Not(inside)):
                 border(to, width)
-    return e.function()

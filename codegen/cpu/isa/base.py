@@ -139,8 +139,11 @@ class VectorInstructionSet(InstructionSet):
         """Whether `saturating_dot` exists and is cheaper than `dot`."""
         return False
 
-    def saturating_dot(self, acc: Expr, quads: Expr, weights: Expr) -> Expr:
-        """`dot` of unsigned stored bytes and int8 weights where no sum of two products leaves 16 bits."""
+    def saturating_dot(self, acc: Expr, factors: Sequence[tuple[Expr, Expr]]) -> Expr:
+        """The sum of `dot`s of unsigned stored bytes and int8 weights, (quads, weights) each.
+
+        No product of a pair of bytes, and no sum of those of all factors, may leave 16 bits.
+        """
         raise NotImplementedError  # pragma: no cover - abstract
 
     # ------------------------------------------------------------------------------------------ blocks

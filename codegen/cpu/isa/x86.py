@@ -172,11 +172,14 @@ class Avx2(X86):
     def saturating_pairs(self) -> bool:
         return True
 
-    def saturating_dot(self, acc: Expr, quads: Expr, weights: Expr) -> Expr:
+    def saturating_dot(self, acc: Expr, factors: Sequence[tuple[Expr, Expr]]) -> Expr:
         lanes = self.lanes(4)
         byte_type, word_type = f"int8x{4 * lanes}", f"int16x{2 * lanes}"
-        pairs = intrinsic("llvm.x86.avx2.pmadd.ub.sw", word_type, bits(quads, byte_type), bits(weights, byte_type))
-        return acc + self.multiply_pairs(pairs, splat(1, "int16", 2 * lanes), lanes)
+        pairs = [
+            intrinsic("llvm.x86.avx2.pmadd.ub.sw", word_type, bits(quads, byte_type), bits(weights, byte_type))
+            for quads, weights in factors
+        ]
+        return acc + self.multiply_pairs(sum(pairs[1:], pairs[0]), splat(1, "int16", 2 * lanes), lanes)
 
     def arrange_weights(self, weights: Array) -> Array:
         wide = weights.astype(np.int16)
