@@ -90,15 +90,21 @@ def _tiles(g: Geometry, r: Residency) -> npt.NDArray[np.int64]:
     return np.arange(1 if whole else len(tilings(g).tile_h))
 
 
+def block_row_bytes(g: Geometry, m: Machines) -> Values:
+    """Bytes of a row of the weights of a block in the weight memory."""
+    columns = np.minimum(m.columns, g.output[3] // g.groups)
+    return columns if g.kind == "matmul" else m.weight_row_bytes(columns)
+
+
 def _reductions(g: Geometry, m: Machines) -> tuple[Values, Values, Values, Values]:
     """Whether a block's weights fit whole; and where two do not, whether two parts do: rows and channels of a part."""
     (kh, kw), channels = g.kernel, g.image[3] // g.groups
-    columns, memory = np.minimum(m.columns, g.output[3] // g.groups), m.weight_bytes
-    row, half = kw * channels * columns, np.floor(memory / 2)
-    by_rows, by_channels = row <= half, kw * columns <= half
+    across, memory = block_row_bytes(g, m), m.weight_bytes
+    row, half = kw * channels * across, np.floor(memory / 2)
+    by_rows, by_channels = row <= half, kw * across <= half
     parted = (kh * row > half) & (by_rows | by_channels) & (g.kind != "matmul")
     rows = np.where(by_rows, balanced(kh, np.maximum(np.floor(half / row), 1)), 1)
-    part = np.where(by_rows, 0, balanced(channels, np.maximum(np.floor(half / (kw * columns)), 1)))
+    part = np.where(by_rows, 0, balanced(channels, np.maximum(np.floor(half / (kw * across)), 1)))
     return kh * row <= memory, parted, rows, part
 
 
@@ -113,7 +119,7 @@ def _gathers(g: Geometry, m: Machines) -> npt.NDArray[np.bool_]:
 def _matrix_groups(g: Geometry, m: Machines, parted: bool) -> tuple[Groups, Values]:
     """Groups whose weights (unless they come in parts) and parameters fit, twice where there are more."""
     found, one = groups(cost.blocks(g, m).count), m.take((slice(None), None, None))
-    block_bytes = 0 if parted else g.reduction * np.minimum(one.columns, g.output[3] // g.groups)
+    block_bytes = 0 if parted else g.reduction * block_row_bytes(g, one)
     parameters = found.size * one.columns * g.record_bytes + TABLE_BYTES * g.tables + 16
     # One block may stand alone: its successor then loads when it is done.
     share = np.where((found.size == 1) | (found.size == found.count), 1, 2)
@@ -272,10 +278,11 @@ def shortfall(g: Geometry, least: float, free: float, machine: Machine) -> str:
             f"than the {free:.0f} that are free"
         )
     m = Machines.of([machine])
-    channels = min(machine.matrix.columns, g.output[3])
+    channels = min(machine.matrix.columns, g.output[3] // g.groups)
     have, what = machine.vector.parameter_bytes, "parameter memory"
-    if g.kind in MATRIX_KINDS and g.reduction * channels > machine.weight_memory.size_bytes:
-        need, have, what = g.reduction * channels, machine.weight_memory.size_bytes, "weight memory"
+    weights = g.reduction * int(block_row_bytes(g, m)[0])
+    if g.kind in MATRIX_KINDS and weights > machine.weight_memory.size_bytes:
+        need, have, what = weights, machine.weight_memory.size_bytes, "weight memory"
     elif g.kind in (*MATRIX_KINDS, "depthwise"):
         channels = channels if g.kind in MATRIX_KINDS else min(machine.vector.lanes, g.output[3])
         tap = math.prod(g.kernel) if g.kind == "depthwise" else 0

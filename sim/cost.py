@@ -179,20 +179,28 @@ class Timing(NamedTuple):
     tail: Values
 
 
-def matrix_timing(
-    pixels: Values, part: Parts, m: Machines, output_stationary: Values, transposed: bool = False
-) -> Timing:
-    """`Timing` of a block over `pixels` rows: one instruction, or one after the other for each part."""
+def load_cycles(g: Geometry, m: Machines) -> Values:
+    """Cycles to shift a tile of weights into the array (W of `isa.matrix`)."""
+    if g.kind != "matmul":
+        return m.rows  # a packed row is never wider than the port
+    # An operand that is itself an activation has a byte a value; transposed, it shifts in from the side.
+    wide, deep = (m.rows, m.columns) if g.transposed else (m.columns, m.rows)
+    return deep * ceil_div(wide, m.weight_width)
+
+
+def matrix_timing(pixels: Values, part: Parts, m: Machines, output_stationary: Values, load: Values) -> Timing:
+    """`Timing` of a block over `pixels` rows: one instruction, or one after the other for each part.
+
+    load: as of `load_cycles`.
+    """
     passes = part.passes
-    # A transposed operand shifts in from the side.
-    load = m.columns * ceil_div(m.rows, m.weight_width) if transposed else m.rows
     through, single = m.rows + m.columns - 2, m.weight_buffers == 1
     occupy = np.where(
         single, passes * (load + pixels + through) - load - through, (passes - 1) * np.maximum(pixels, load) + pixels
     )
     gap, tail = np.where(single, load + through, np.maximum(load - pixels, 0)), through
     if np.any(output_stationary):
-        groups, beat = ceil_div(pixels, m.rows), passes * np.maximum(m.rows, load if transposed else 0)
+        groups, beat = ceil_div(pixels, m.rows), passes * np.maximum(m.rows, load)
         stationary = groups * np.where(single, beat + part.number * (m.rows + through), beat)
         occupy = np.where(output_stationary, stationary, occupy)
         gap = np.where(output_stationary, 0, gap)
@@ -231,6 +239,11 @@ class Blocks(NamedTuple):
     last: Values
     vectors: Values
 
+    def row_bytes(self, m: Machines, blocks: Values) -> Values:
+        """Bytes of a row of weights of the first `blocks` blocks: each block's are packed for themselves."""
+        narrow = np.floor(blocks / self.per_group)
+        return (blocks - narrow) * m.weight_row_bytes(self.width) + narrow * m.weight_row_bytes(self.last)
+
     def channels(self, g: Geometry, first: Values) -> Values:
         """Output channels before block `first`."""
         each = g.output[3] // g.groups
@@ -258,12 +271,9 @@ def group_sizes(g: Geometry, b: Blocks, group: Values) -> Iterator[tuple[Values,
         yield k < number - 1, b.channels(g, (k + 1) * group) - b.channels(g, k * group)
 
 
-def block_cycles(
-    pixels: Values, part: Parts, m: Machines, output_stationary: Values, transposed: bool = False
-) -> Values:
+def block_cycles(pixels: Values, part: Parts, m: Machines, output_stationary: Values, load: Values) -> Values:
     """Cycles from block to block of back-to-back instructions: occupy and gap of `matrix_timing`."""
-    load, through = m.columns * ceil_div(m.rows, m.weight_width) if transposed else m.rows, m.rows + m.columns - 2
-    single = m.weight_buffers == 1
+    through, single = m.rows + m.columns - 2, m.weight_buffers == 1
     cycles: Values = 0.0
     if not np.all(output_stationary):
         cycles = part.passes * np.where(single, pixels + (load + through), np.maximum(pixels, load))
@@ -330,7 +340,7 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
     channels, (_, oh, ow, o) = g.image[3], g.output
     pixels = (1 if g.kind == "matmul" else g.output[0]) * oh * ow
     b, part, tiles, constant = blocks(g, m), parts(g, c, m), t.count[c.tiling], "image" in r.constant
-    number = ceil_div(b.count, c.group)
+    number, beat = ceil_div(b.count, c.group), load_cycles(g, m)
     table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
     image_loads = np.where(c.groups_outer & (tiles > 1), number, 1)
     weight_loads = np.where(~c.groups_outer & (number > 1), tiles, 1)
@@ -340,7 +350,7 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
         count = kind.count[c.tiling]
         for many, size in step_sizes(kind, c.tiling, c):
             times = count * many
-            w.matrix = w.matrix + times * block_cycles(size, part, m, c.output_stationary, g.transposed)
+            w.matrix = w.matrix + times * block_cycles(size, part, m, c.output_stationary, beat)
             steps = steps + times
     for window in () if r.image else t.windows:
         count = window.count[c.tiling]
@@ -389,14 +399,14 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
         cycles, moved = 0.0, 0.0
         for many, width in ((g.groups * (b.per_group - 1), b.width), (g.groups, b.last)):
             for pieces, size in ((part.count, part.size), (part.last_count, part.last)):
-                took, bytes_ = read(m.constant, 1, size * width)
+                took, bytes_ = read(m.constant, 1, size * m.weight_row_bytes(width))
                 cycles, moved = cycles + many * pieces * took, moved + many * pieces * bytes_
         times = np.where(c.part_rows > 0, steps, weight_loads)
         w.fetch, w.constant_read = w.fetch + times * cycles, w.constant_read + times * moved
-        w.first_fetch = w.first_fetch + read(m.constant, 1, part.size * b.width)[0]
+        w.first_fetch = w.first_fetch + read(m.constant, 1, part.size * m.weight_row_bytes(b.width))[0]
     h, wd = np.minimum(c.step_h, t.first.h[c.tiling]), np.minimum(c.step_w, t.first.w[c.tiling])
     most = h * wd
-    w.first_matrix = block_cycles(most, part, m, c.output_stationary, g.transposed) + (m.rows + m.columns)
+    w.first_matrix = block_cycles(most, part, m, c.output_stationary, beat) + (m.rows + m.columns)
     if not r.image:
         w.first_load = read(m.main, *row_runs(t.first, c.tiling, g.image[2], channels))[0]
     if np.any(c.im2col):

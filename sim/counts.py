@@ -103,10 +103,11 @@ def _matrix(found: Counts, g: Geometry, c: Choice, r: Residency, m: Machines) ->
     sums = np.where(c.output_stationary, part.number, part.passes) * pixels * o * 4
     parted = np.asarray(c.part_rows) > 0
     added, record = cost.residual(g), g.record_bytes
+    weights = k * (o if g.kind == "matmul" else b.row_bytes(m, b.count))
     found.add(
         array_macs=pixels * k * o, activation_read=pixels * k * b.count, accumulator_read=sums, accumulator_write=sums,
-        weight_read=np.where(c.output_stationary, batches, steps) * k * o,
-        weight_write=np.where(parted, steps, weight_loads) * k * o,
+        weight_read=np.where(c.output_stationary, batches, steps) * weights,
+        weight_write=np.where(parted, steps, weight_loads) * weights,
         requantizations=pixels * o, activation_write=pixels * o,
         parameter_read=issues * (TABLE_BYTES * g.tables + ADD_RECORD_BYTES * added),
         table_lookups=pixels * o * g.tables,
@@ -145,7 +146,7 @@ def _matrix(found: Counts, g: Geometry, c: Choice, r: Residency, m: Machines) ->
         kept = found.values[external].copy()
         found.values *= t.batch
         found.values[external], found.instructions = kept, found.instructions * t.batch
-    found.constants = chunk + (0 if g.kind == "matmul" else k * o)
+    found.constants = chunk + (0 if g.kind == "matmul" else weights)
 
 
 @lru_cache(maxsize=1024)

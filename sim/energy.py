@@ -3,7 +3,8 @@
 Energy of a program = sum over counters of count * price, plus static power * time. Prices follow from the entries of
 an energy table (default: hardware/energy.yaml), each with source, node, voltage and scope:
 
-- an array or vector MAC is an 8-bit multiply and a 32-bit add; a requantisation a 32-bit multiply and two adds;
+- a vector MAC is an 8-bit multiply and a 32-bit add, an array MAC one of the machine's widths and a 32-bit add; a
+  multiplier follows the product of its operands' widths; a requantisation is a 32-bit multiply and two adds;
 - a byte of an on-chip memory is an eighth of a 64-bit access of its capacity, on the log-log line through 8 KiB and
   1 MiB; a table look-up is a byte of a 256-byte memory;
 - a byte of an external memory is eight bits of its technology, or of its capacity where that is SRAM; instructions
@@ -36,8 +37,7 @@ from qcompiler.sim.program import NpuProgram
 DEFAULT_TABLE = FOLDER / "energy.yaml"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LOOK_UP_BYTES = 256
-ADD_BITS, MULTIPLY_BITS = 32, 9
-MAC_FLIP_FLOPS = 3 * MULTIPLY_BITS + ADD_BITS  # weight, shadow weight, activation, partial sum
+ADD_BITS = 32
 LANE_FLIP_FLOPS = 8 * (2 * ADD_BITS)  # eight pipeline stages of an operand pair
 
 
@@ -131,6 +131,7 @@ class _Factors(BaseModel):
     sram_array_efficiency: Factor
     sram_port: Factor
     logic_overhead: Factor
+    multiplier_width: Factor
 
 
 class EnergyTable(BaseModel):
@@ -186,14 +187,13 @@ class Node:
     def __init__(self, table: EnergyTable, node_nm: int) -> None:
         self.table, self.node_nm = table, node_nm
         pj, um2 = table.energy_pj, table.area_um2
-        self.add = pj.int32_add.at(node_nm)
-        self.mac = pj.int8_multiply.at(node_nm).plus(self.add)
+        self.add, self.multiply = pj.int32_add.at(node_nm), pj.int8_multiply.at(node_nm)
+        self.mac = self.multiply.plus(self.add)
         self.requantization = pj.int32_multiply.at(node_nm).plus(self.add * 2)
         self.small, self.large = pj.sram_8kib_64bit.at(node_nm), pj.sram_1mib_64bit.at(node_nm)
         flop, adder = um2.flip_flop.at(node_nm), um2.int32_adder.at(node_nm)
-        self.mac_um2 = um2.int8_multiplier.at(node_nm).plus(adder).plus(flop * MAC_FLIP_FLOPS)
         # A lane: a MAC, the requantisation's multiplier, two more adders, its look-up memory in flip-flops.
-        lane = self.mac_um2.plus(um2.int32_multiplier.at(node_nm)).plus(adder * 2)
+        lane = self.array_mac_um2(8, 8).plus(um2.int32_multiplier.at(node_nm)).plus(adder * 2)
         self.lane_um2 = lane.plus(flop * (LANE_FLIP_FLOPS + 8 * LOOK_UP_BYTES))
         self.bit_um2 = um2.sram_bit.at(node_nm)
         self.sram_uw = table.leakage.sram_uw_per_kib.at(node_nm)
@@ -201,6 +201,26 @@ class Node:
         self._bytes: dict[int, Quantity] = {}
         self._external: dict[str, Quantity] = {}
         self._macros: dict[tuple[int, int], Quantity] = {}
+
+    def _width(self, weight_bits: int, activation_bits: int) -> Quantity:
+        """A multiplier of these widths, as a factor of an 8-bit one."""
+        exponent, ratio = self.table.factors.multiplier_width.quantity, weight_bits * activation_bits / 64
+        # Below 8 bits a large exponent makes a small multiplier: the bounds cross over.
+        return Quantity(ratio**exponent.value, *sorted((ratio**exponent.low, ratio**exponent.high)))
+
+    def array_mac(self, weight_bits: int, activation_bits: int) -> Quantity:
+        """pJ of a multiply-accumulate in an array of these operands."""
+        factor = self._width(weight_bits, activation_bits)
+        return Quantity(*(e * f for e, f in zip(self.multiply, factor, strict=True))).plus(self.add)
+
+    def array_mac_um2(self, weight_bits: int, activation_bits: int) -> Quantity:
+        """um2 of one cell of such an array: multiplier, adder, registers of weight, shadow weight, activation (each a
+        bit wider than its operand: minus a zero point) and partial sum."""
+        um2, factor = self.table.area_um2, self._width(weight_bits, activation_bits)
+        multiplier = um2.int8_multiplier.at(self.node_nm)
+        registers = um2.flip_flop.at(self.node_nm) * (2 * (weight_bits + 1) + activation_bits + 1 + ADD_BITS)
+        cell = Quantity(*(a * f for a, f in zip(multiplier, factor, strict=True)))
+        return cell.plus(um2.int32_adder.at(self.node_nm)).plus(registers)
 
     def sram_byte(self, size_bytes: int) -> Quantity:
         """pJ of one byte of an SRAM of this capacity."""
@@ -249,7 +269,7 @@ def prices(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     node = table.at(machine.process_nm)
     main = node.external_byte(machine.main_memory)
     result = {
-        "array_macs": node.mac,
+        "array_macs": node.array_mac(machine.matrix.weight_bits, machine.matrix.activation_bits),
         "vector_macs": node.mac,
         "vector_operations": node.add,
         "requantizations": node.requantization,
@@ -318,9 +338,9 @@ def energy(counts: npt.NDArray[np.int64], cycles: int, machine: Machine, table: 
 
 def area(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     """mm2 of array, vector unit, each on-chip memory and the control around them (external memories excluded)."""
-    node = table.at(machine.process_nm)
+    node, array = table.at(machine.process_nm), machine.matrix
     parts = {
-        "array": node.mac_um2 * (machine.matrix.macs_per_cycle * 1e-6),
+        "array": node.array_mac_um2(array.weight_bits, array.activation_bits) * (array.macs_per_cycle * 1e-6),
         "vector": node.lane_um2 * (machine.vector.lanes * 1e-6),
     }
     overhead = table.factors.logic_overhead.quantity
@@ -360,7 +380,8 @@ def totals(
     known, where, rows = dict[Hashable, int](), np.zeros(len(machines), np.int64), list[list[Quantity]]()
     for i, machine in enumerate(machines):
         # Machines of an exploration are alike in most of what their prices follow from.
-        key = (machine.process_nm, *memories(machine).values(), machine.main_memory, machine.constant_memory)
+        widths = machine.matrix.weight_bits, machine.matrix.activation_bits
+        key = (machine.process_nm, *widths, *memories(machine).values(), machine.main_memory, machine.constant_memory)
         if key not in known:
             known[key] = len(rows)
             rows.append(_figures(machine, table))
@@ -389,13 +410,13 @@ def totals(
 
 
 def _figures(machine: Machine, table: EnergyTable) -> list[Quantity]:
-    """What follows from a machine's process and memories: um2 of a MAC and of a lane, mW that memories leak, mW that a
-    mm2 of logic leaks, mm2 of each memory, and the prices in the order of `GROUPS`."""
+    """What follows from process, widths and memories of a machine: um2 of a MAC and of a lane, mW that memories leak,
+    mW that a mm2 of logic leaks, mm2 of each memory, and the prices in the order of `GROUPS`."""
     node, sizes, price = table.at(machine.process_nm), memories(machine), prices(machine, table)
     leaked = node.sram_uw * (sum(sizes.values()) / 1024 / 1000)
     macros = [node.sram_mm2(size, PORTS[name]) for name, size in sizes.items()]
     return [
-        node.mac_um2,
+        node.array_mac_um2(machine.matrix.weight_bits, machine.matrix.activation_bits),
         node.lane_um2,
         leaked,
         node.logic_mw,

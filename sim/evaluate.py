@@ -148,9 +148,9 @@ def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: En
         for low in range(0, len(machines), BLOCK):
             part = machines[low : low + BLOCK]
             for i, machine in enumerate(part):
-                refusal = network.refused(machine.name, machine.vector.roundings)
+                refusal = network.refused(machine)
                 reasons[low + i] += "\n" * bool(refusal and reasons[low + i]) + refusal
-            if any(problem for _, _, problem in network.needs):
+            if network.impossible:
                 continue
             s = schedule(network, Machines.of(part))
             for i, found in s.decisions.misfits.items():

@@ -6,12 +6,15 @@ cheap to send to another process. `network` extracts it from the integer part of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from qcompiler.sim import workload
-from qcompiler.sim.integer_program import Add, IntegerProgram
+from qcompiler.sim.hardware import Machine
+from qcompiler.sim.integer_program import Add, Conv2d, Dense, IntegerProgram, MatMul, Operation
+from qcompiler.sim.intervals import Interval, bits, intervals
 from qcompiler.sim.moves import Box
 from qcompiler.sim.workload import Geometry, Layer, nhwc
 
@@ -34,14 +37,35 @@ class Work:
     constant: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Need:
+    """What an operation asks of a machine. rounding: of its requantisation ("" for none). problem: why no machine can
+    run it ("" where one may). weight_bits, activation_bits: of the operands of work on the array, as far as they are
+    known (`sim.intervals`): 0 elsewhere."""
+
+    name: str
+    rounding: str = ""
+    problem: str = ""
+    weight_bits: int = 0
+    activation_bits: int = 0
+
+
+class _Asks(NamedTuple):
+    """All needs of a network together."""
+
+    weight_bits: int
+    activation_bits: int
+    roundings: frozenset[str]
+    impossible: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """Layers in execution order and their storage (views resolved).
 
     sizes: bytes of each stored tensor; lifetimes: first and last layer that touches it (inputs begin at -1, outputs
     end behind the last layer). inputs, outputs: what the host writes and reads. constant_bytes: constant tensors.
-    needs: for operations that ask more of a machine than sizes, in order: name, rounding of its requantisation ("" for
-    none), and why no machine can run it ("" where one may).
+    needs: of operations that ask more of a machine than sizes, in order.
     """
 
     name: str
@@ -52,7 +76,7 @@ class Network:
     outputs: tuple[str, ...]
     constants: frozenset[str]
     constant_bytes: int
-    needs: tuple[tuple[str, str, str], ...]
+    needs: tuple[Need, ...]
 
     @cached_property
     def resident(self) -> tuple[str, ...]:
@@ -60,17 +84,45 @@ class Network:
         made = {layer.output for layer in self.layers}
         return tuple(n for n in self.lifetimes if n in made and n not in self.outputs)
 
-    def refused(self, name: str, roundings: Collection[str]) -> str:
-        """Why a machine with these roundings cannot run the network, naming every operation; "" if it can."""
-        lines = []
-        for op, rounding, problem in self.needs:
-            if problem:
-                lines.append(f"{op!r}: {problem}")
-            if rounding and rounding not in roundings:
-                lines.append(f"{op!r}: rounding {rounding} (vector.roundings has {', '.join(roundings)})")
-        if not lines:
+    def refused(self, machine: Machine) -> str:
+        """Why a machine cannot run the network, naming every operation; "" if it can."""
+        array, roundings = machine.matrix, machine.vector.roundings
+        if (
+            self._asks.weight_bits <= array.weight_bits
+            and self._asks.activation_bits <= array.activation_bits
+            and self._asks.roundings <= {*roundings}
+            and not self._asks.impossible
+        ):
             return ""
-        return f"machine {name!r} cannot run these operations of {self.name!r}:\n  " + "\n  ".join(lines)
+        lines, narrow = [], {}
+        for need in self.needs:
+            if need.problem:
+                lines.append(f"{need.name!r}: {need.problem}")
+            if need.rounding and need.rounding not in roundings:
+                lines.append(f"{need.name!r}: rounding {need.rounding} (vector.roundings has {', '.join(roundings)})")
+            for field, what, wanted, have in (
+                ("weight_bits", "weights", need.weight_bits, array.weight_bits),
+                ("activation_bits", "activations", need.activation_bits, array.activation_bits),
+            ):
+                if wanted > have:
+                    lines.append(f"{need.name!r}: {what} of {wanted} bits (matrix.{field} is {have})")
+                    narrow[f"matrix.{field}"] = None
+        hint = f"\nquantise the model for this machine's widths, or raise {' and '.join(narrow)}" if narrow else ""
+        return f"machine {machine.name!r} cannot run these operations of {self.name!r}:\n  " + "\n  ".join(lines) + hint
+
+    @cached_property
+    def _asks(self) -> _Asks:
+        return _Asks(
+            max((need.weight_bits for need in self.needs), default=0),
+            max((need.activation_bits for need in self.needs), default=0),
+            frozenset(need.rounding for need in self.needs if need.rounding),
+            self.impossible,
+        )
+
+    @cached_property
+    def impossible(self) -> bool:
+        """Whether no machine can run it."""
+        return any(need.problem for need in self.needs)
 
     @cached_property
     def macs(self) -> int:
@@ -85,8 +137,24 @@ class Network:
         return found
 
 
-def _needs(program: IntegerProgram) -> list[tuple[str, str, str]]:
-    needs = []
+def _widths(program: IntegerProgram, op: Operation, known: Mapping[str, Interval]) -> tuple[int, int]:
+    """Bits of the weights and of the activations that an operation feeds to the array; zeros for other work."""
+
+    def activation(name: str) -> int:
+        zero = program.tensors[name].zero_point
+        assert zero is not None
+        low, high = known.get(name) or (zero, zero)
+        return bits(min(low, zero), max(high, zero))  # padding holds the zero point
+
+    if isinstance(op, MatMul):
+        return activation(op.inputs[1]), activation(op.inputs[0])
+    if isinstance(op, Dense) or (isinstance(op, Conv2d) and not op.depthwise):
+        return bits(int(op.weight.min()), int(op.weight.max())), activation(op.inputs[0])
+    return 0, 0
+
+
+def _needs(program: IntegerProgram) -> list[Need]:
+    needs, known = [], intervals(program)
     for op in program.operations:
         shapes, shape = [t.shape for t in program.input_tensors(op)], program.output_tensor(op).shape
         problem = ""
@@ -99,7 +167,8 @@ def _needs(program: IntegerProgram) -> list[tuple[str, str, str]]:
             problem = str(error)
         requantize = getattr(op, "requantize", None)
         if problem or requantize is not None:
-            needs.append((op.name, "" if requantize is None else requantize.rounding, problem))
+            rounding = "" if requantize is None else requantize.rounding
+            needs.append(Need(op.name, rounding, problem, *_widths(program, op, known)))
     return needs
 
 
@@ -150,7 +219,7 @@ def network(program: IntegerProgram) -> Network:
     A program with an operation that no machine runs has no layers.
     """
     needs = _needs(program)
-    stuck = any(problem for _, _, problem in needs)
+    stuck = any(need.problem for need in needs)
     layers, roots = ([], storage(program)) if stuck else layers_of(program)
     works = tuple(_work(program, layer, roots) for layer in layers)
     lifetimes: dict[str, tuple[int, int]] = {roots[n]: (-1, -1) for n in program.inputs}
@@ -172,5 +241,7 @@ def network(program: IntegerProgram) -> Network:
 def layers_of(program: IntegerProgram) -> tuple[list[Layer], dict[str, str]]:
     """All layers, copies of outputs included, and each tensor's storage."""
     layers, roots = workload.extract(program), storage(program)
-    layers += copies(program, roots)
+    for copy in copies(program, roots):
+        readers = (i for i, layer in enumerate(layers) if copy.output in layer.inputs)
+        layers.insert(next(readers, len(layers)), copy)  # whoever reads the output reads the copy
     return layers, roots

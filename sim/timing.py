@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.isa.base import QUEUES, Queue
 from qcompiler.sim.program import NpuProgram
@@ -111,6 +112,12 @@ def simulate(program: NpuProgram, machine: Machine | None = None) -> Timeline:
     if machine is None:
         machine = program.machine
     else:
+        own, array = program.machine.matrix, machine.matrix
+        if array.weight_bits != own.weight_bits:
+            raise ProgramError(f"matrix.weight_bits is {array.weight_bits}, its weights have {own.weight_bits} bits")
+        if array.activation_bits < own.activation_bits:
+            have = own.activation_bits
+            raise ProgramError(f"matrix.activation_bits is {array.activation_bits}, its activations have {have} bits")
         for ins in program.instructions:
             ins.check(machine)
     waits = dependencies(program).waits

@@ -138,7 +138,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
     table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
     w = cost.work(g, c, r, m)
     if matrix:
-        b, part = cost.blocks(g, m), cost.parts(g, c, m)
+        b, part, shift = cost.blocks(g, m), cost.parts(g, c, m), cost.load_cycles(g, m)
         number = ceil_div(b.count, c.group)
         first_blocks, last_blocks = np.minimum(c.group, b.count), b.count - (number - 1) * c.group
         size = b.channels(g, first_blocks), g.output[3], g.output[3] - b.channels(g, (number - 1) * c.group)
@@ -157,7 +157,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
             return h * ceil_div(wd, merged), ceil_div(h, c.step_h) * np.where(wd % merged == 0, 1, 2), 0.0
         steps, cycles = 0.0, 0.0
         for many, pixels in cost.step_sizes(kind, c.tiling, c):
-            beat = cost.block_cycles(pixels, part, m, c.output_stationary, g.transposed)
+            beat = cost.block_cycles(pixels, part, m, c.output_stationary, shift)
             steps, cycles = steps + many, cycles + many * beat
         return h * wd, steps, cycles
 
@@ -242,7 +242,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
     v["batch"], v["renewed"] = batch, outer & (number > 1)
     step_h, step_w = np.minimum(c.step_h, t.first.h[c.tiling]), np.minimum(c.step_w, t.first.w[c.tiling])
     if matrix:
-        timing = cost.matrix_timing(step_h * step_w, part, m, c.output_stationary, g.transposed)
+        timing = cost.matrix_timing(step_h * step_w, part, m, c.output_stationary, shift)
         v["lead"], v["gap"], v["through"], v["first"] = timing.lead, timing.gap, timing.tail, timing.occupy
         v["first_vector"] = step_h * step_w * ceil_div(b.width, m.lanes) + table
         v["last_vector"] = step_h * step_w * ceil_div(b.last, m.lanes) + table
@@ -296,8 +296,8 @@ def _weights(
     blocks: tuple[Values, ...], number: Values, steps: Values,
 ) -> tuple[Values, ...]:  # fmt: skip
     """How the weights of a group come; the cycles of the first group, of all, of the last."""
-    v["weight_bytes"] = g.reduction * channels
     if g.kind == "matmul":
+        v["weight_bytes"] = g.reduction * channels
         shape = cost.operand_runs(g, c.output_stationary, channels)
         if r.weights:
             v["weights"], v["local"] = cost.operand_cycles(g, *shape, m), 1
@@ -306,10 +306,12 @@ def _weights(
         v["block"] = v["weights"]
         return v["weights"], number * v["weights"], v["weights"]
     stream = c.part_rows > 0
+    row = m.weight_row_bytes(b.width)
 
     def block(width: Values) -> Values:
-        rest = np.where(part.last > 0, cost.read(m.constant, 1, part.last * width)[0], 0)
-        return part.count * cost.read(m.constant, 1, part.size * width)[0] + part.last_count * rest
+        wide = m.weight_row_bytes(width)
+        rest = np.where(part.last > 0, cost.read(m.constant, 1, part.last * wide)[0], 0)
+        return part.count * cost.read(m.constant, 1, part.size * wide)[0] + part.last_count * rest
 
     def upto(count: Values) -> Values:
         """Of so many blocks from the first on: the last of each of the convolution's groups is narrower."""
@@ -317,10 +319,10 @@ def _weights(
         return ((count - narrow) * block(b.width) + narrow * block(b.last)) * np.where(stream, steps, 1)
 
     first, total, last = upto(blocks[0]), upto(blocks[1]), upto(blocks[1]) - upto(blocks[1] - blocks[2])
-    v["block"] = cost.read(m.constant, 1, part.size * b.width)[0]
+    v["block"] = cost.read(m.constant, 1, part.size * row)[0]
     v["blocks"] = blocks[0] * np.where(stream, part.number * steps, 1)
     v["weights"], v["stream"] = first, stream
-    v["weight_bytes"] = np.where(stream, part.size * b.width, v["weight_bytes"])
+    v["weight_bytes"] = np.where(stream, part.size * row, g.reduction * b.row_bytes(m, blocks[0]))
     return first, total, last
 
 

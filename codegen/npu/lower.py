@@ -60,7 +60,7 @@ class Plan:
 def plan(program: IntegerProgram, machine: Machine) -> Plan:
     """Choose residency, mappings and addresses. Raises TargetError for what the machine cannot run or hold."""
     net = network(program)
-    refusal = net.refused(machine.name, machine.vector.roundings)
+    refusal = net.refused(machine)
     if refusal:
         raise TargetError(refusal)
     layers, roots = layers_of(program)

@@ -22,6 +22,7 @@ from qcompiler.codegen.npu.output import TilePixels
 from qcompiler.sim import isa, mapping
 from qcompiler.sim.integer_program import Add, Conv2d, Dense, MatMul, Requantize, Table
 from qcompiler.sim.isa import Queue, Space
+from qcompiler.sim.isa.packing import pack
 from qcompiler.sim.isa.post import (
     ADD_FLAG,
     SHARED_FLAG,
@@ -33,17 +34,18 @@ from qcompiler.sim.isa.post import (
 from qcompiler.sim.mapping import Mapping, Part, Tile
 from qcompiler.sim.workload import Geometry, Layer
 
-ACCUMULATE, OUTPUT_STATIONARY, TRANSPOSED = 1, 2, 8
+ACCUMULATE, OUTPUT_STATIONARY, TRANSPOSED, PACKED = 1, 2, 8, 16
 Block = tuple[int, int, int]  # group of the convolution, first output channel, channels
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A block's weights in the weight memory: w[k, n] at address + k*pitch + n (n*pitch + k when transposed)."""
+    """A block's weights in the weight memory: w[k, n] in row k at address + k*pitch (in row n when transposed)."""
 
     address: int
     pitch: int
     transposed: bool
+    packed: bool
     region: Region
 
 
@@ -108,20 +110,24 @@ def constant_weights(
 ) -> Callable[[list[Block], int], list[Weights]]:
     """Loader of a constant weight [O, KH, KW, I]: a part of each block, packed as [K, channels] in reading order."""
     addresses: dict[tuple[int, int], int] = {}
+    array = context.machine.matrix
 
     def load(group: list[Block], index: int) -> list[Weights]:
         part = parts[index]
         piece = weight[:, part.row : part.row + part.rows, :, part.channel : part.channel + part.channels]
         k = math.prod(piece.shape[1:])
-        buffer = context.weights.take("weights", sum(k * width for _, _, width in group))
+        buffer = context.weights.take("weights", sum(k * array.weight_row_bytes(width) for _, _, width in group))
         result, at = [], 0
         for _, first, width in group:
+            pitch = array.weight_row_bytes(width)
+            size = k * pitch
             if (first, index) not in addresses:
-                packed = np.ascontiguousarray(piece[first : first + width].reshape(width, k).T)
-                addresses[first, index] = context.constant(packed.tobytes())
-            context.fetch(addresses[first, index], k * width, Space.weight, buffer, at)
-            result.append(Weights(buffer.address + at, width, False, Region(buffer, at, at + k * width)))
-            at += k * width
+                rows = pack(piece[first : first + width].reshape(width, k).T, array.weight_bits)
+                addresses[first, index] = context.constant(rows.tobytes())
+            context.fetch(addresses[first, index], size, Space.weight, buffer, at)
+            region = Region(buffer, at, at + size)
+            result.append(Weights(buffer.address + at, pitch, False, array.weight_bits < 8, region))
+            at += size
         return result
 
     return load
@@ -154,8 +160,8 @@ def activation_weights(
         )  # fmt: skip
         context.stream.emit(copy, [b.region(offset, offset + span)], [buffer.all()])
         if transposed and not turn:
-            return [Weights(buffer.address + (c - first) * k, k, True, buffer.all()) for _, c, _ in group]
-        return [Weights(buffer.address + c - first, columns, False, buffer.all()) for _, c, _ in group]
+            return [Weights(buffer.address + (c - first) * k, k, True, False, buffer.all()) for _, c, _ in group]
+        return [Weights(buffer.address + c - first, columns, False, False, buffer.all()) for _, c, _ in group]
 
     return load
 
@@ -318,7 +324,8 @@ class _Lowering:
             in_w=columns, out_h=step.y1 - step.y0, out_w=step.x1 - step.x0, zero=self.problem.zero, **fields,
             weight_address=weight.address, weight_pitch=weight.pitch, weight_zero=self.problem.weight_zero,
             columns=width, accumulator_row=accumulators.address,
-            flags=ACCUMULATE * (not first) + OUTPUT_STATIONARY * m.output_stationary + TRANSPOSED * weight.transposed,
+            flags=ACCUMULATE * (not first) + OUTPUT_STATIONARY * m.output_stationary + TRANSPOSED * weight.transposed
+            + PACKED * weight.packed,
         )  # fmt: skip
         reads = [place.region(offset, offset + (rows - 1) * row_pitch + columns * pixel_pitch), weight.region]
         context.stream.emit(multiply, reads, [accumulators.all()])

@@ -106,6 +106,7 @@ class Machines(_Arrays):
 
     rows: Floats
     columns: Floats
+    weight_bits: Floats
     accumulator_rows: Floats
     weight_buffers: Floats
     lanes: Floats
@@ -125,9 +126,10 @@ class Machines(_Arrays):
     def of(cls, machines: Sequence[Machine]) -> Machines:
         rows = [
             (
-                m.matrix.rows, m.matrix.columns, m.matrix.accumulator_rows, m.matrix.weight_buffers, m.vector.lanes,
-                m.vector.parameter_bytes, m.activation_memory.size_bytes, m.activation_memory.bytes_per_cycle,
-                m.weight_memory.size_bytes, m.weight_memory.bytes_per_cycle, m.control.queue_entries,
+                m.matrix.rows, m.matrix.columns, m.matrix.weight_bits, m.matrix.accumulator_rows,
+                m.matrix.weight_buffers, m.vector.lanes, m.vector.parameter_bytes, m.activation_memory.size_bytes,
+                m.activation_memory.bytes_per_cycle, m.weight_memory.size_bytes, m.weight_memory.bytes_per_cycle,
+                m.control.queue_entries,
             )
             for m in machines
         ]  # fmt: skip
@@ -138,7 +140,7 @@ class Machines(_Arrays):
             )
             for m in machines
         ]  # fmt: skip
-        columns = [*np.array(rows, dtype=np.float64).reshape(-1, 11).T.copy()]
+        columns = [*np.array(rows, dtype=np.float64).reshape(-1, 12).T.copy()]
         can = [*np.array(flags, dtype=bool).reshape(-1, 3).T.copy()]
         main = Memories.of([m.main_memory for m in machines])
         constant = Memories.of([m.constant_memory or m.main_memory for m in machines])
@@ -147,3 +149,7 @@ class Machines(_Arrays):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def weight_row_bytes(self, columns: Any) -> Any:
+        """As `Matrix.weight_row_bytes`."""
+        return ceil_div(columns * self.weight_bits, 8)

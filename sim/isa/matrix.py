@@ -1,8 +1,14 @@
-"""The matrix unit: R x C multiply-accumulate array, 9-bit operands (int8 minus a zero point), int32 accumulators.
+"""The matrix unit: R x C multiply-accumulate array, int32 accumulators.
 
-Rows of the array are the reduction, columns the outputs. Accumulators live in a memory of accumulator_rows rows of C
-int32. The unit has its own read port of R bytes a cycle on the activation memory, of C bytes a cycle on the weight
-memory, and a read and a write port of one row on the accumulators, so that it never conflicts with other units.
+Rows of the array are the reduction, columns the outputs. Its operands are weights of weight_bits and activations of
+activation_bits, each minus a zero point (one bit more). Accumulators live in a memory of accumulator_rows rows of C
+int32. The unit has its own read port of R bytes a cycle on the activation memory, of a row of C packed weights a cycle
+(C bytes with 8 bits) on the weight memory, and a read and a write port of one row on the accumulators, so that it never
+conflicts with other units.
+
+Packed weights: value j of a row is bits j*weight_bits to j*weight_bits + weight_bits-1 of the row, counted from the
+lowest bit of its first byte, in two's complement; every row begins at a byte. They are sign extended where they enter
+the array. With 8 bits packed and unpacked are the same. Activations take a byte each, whatever their width.
 """
 
 from __future__ import annotations
@@ -11,9 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.isa.base import Counts, Queue, Space, Timing, ceil_div, operand
+from qcompiler.sim.isa.packing import bounds, unpack
 from qcompiler.sim.isa.window import Windowed, window_values
 
 if TYPE_CHECKING:
@@ -21,6 +29,16 @@ if TYPE_CHECKING:
     from qcompiler.sim.machine_state import MachineState
 
 BLOCK_ELEMENTS = 1 << 22  # of the unrolled windows that the simulator holds at once
+
+
+def _check_width(values: npt.NDArray[np.int8], bits: int, what: str, field: str) -> None:
+    """Hardware would drop the upper bits."""
+    if bits == 8:
+        return
+    low, high = bounds(bits)
+    for worst in (int(values.min()), int(values.max())):
+        if not low <= worst <= high:
+            raise ProgramError(f"matmul: {what} {worst} does not fit {field} = {bits} ({low}..{high})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +49,19 @@ class MatrixMultiply(Windowed):
     ``acc[accumulator_row + p, n] (+)= sum_k (x[p, k] - zero) * (w[k, n] - weight_zero)`` for n < columns, where
     x is the window's byte (padding contributes nothing) and w[k, n] is byte ``weight_address + k*weight_pitch + n``
     of the weight memory, or ``weight_address + n*weight_pitch + k`` with weight_transposed; with
-    weights_from_activation it is in the activation memory. A sum beyond int32 is an error. Adding to sums of an
-    earlier matmul needs neither token nor fence: rows are updated in order where they leave the array.
+    weights_from_activation it is in the activation memory. With packed, w[k, n] is value n of the packed row at
+    ``weight_address + k*weight_pitch`` (value k of the one at ``weight_address + n*weight_pitch``). An x or a w that
+    does not fit its width is an error, as is a sum beyond int32. Adding to sums of an earlier matmul needs neither
+    token nor fence: rows are updated in order where they leave the array.
 
     Timing, weight stationary: the sequencer makes passes = kernel_h*kernel_w*ceil(run/R) passes, each with up to R
     values of k. A pass loads weights for W cycles, then streams P rows, one a cycle; the last row leaves the array
-    R+C-2 cycles after it entered. W is R*ceil(C/port), port being the width of the memory that holds the weights (a
-    weight memory is at least C wide), or C*ceil(R/port) when transposed: columns shift in from the side. With two
-    weight buffers the next load runs beside the stream: passes start max(P, W) cycles apart, the next instruction's
-    first load starts with the last stream. With one buffer, each load waits until the array is empty: passes start
-    W+P+R+C-2 cycles apart. Weights from the activation memory share its port with every stream: each pass takes W+P
-    cycles of the unit.
+    R+C-2 cycles after it entered. W is R*ceil(row/port), row being the bytes of C weights (packed or not) and port the
+    width of the memory that holds them (a weight memory has at least that of a packed row), or C*ceil(row/port) with a
+    row of R weights when transposed: columns shift in from the side. With two weight buffers the next load runs beside
+    the stream: passes start max(P, W) cycles apart, the next instruction's first load starts with the last stream. With
+    one buffer, each load waits until the array is empty: passes start W+P+R+C-2 cycles apart. Weights from the
+    activation memory share its port with every stream: each pass takes W+P cycles of the unit.
     Timing, output stationary: groups of R pixels; the array holds R x C sums, one value of k enters each cycle.
     R values of k need R fetches of activations (each of the R pixels fetches R bytes in turn) beside W cycles of
     weights, one behind the other where both come from the activation memory: S = max(R, W) or R+W cycles. So a group
@@ -50,8 +70,9 @@ class MatrixMultiply(Windowed):
     buffer they start K'+2R+C-2 cycles apart.
 
     Counts: P*K*columns array_macs; P*K activation bytes (padding included: the port does not know); weight bytes
-    K*columns (output stationary: once a group); accumulators of P*columns*4 bytes written in every pass and read in
-    every pass that adds (output stationary: written once, read when accumulating).
+    K*columns, or K packed rows of ceil(columns*weight_bits/8) (output stationary: once a group; transposed: columns
+    rows of K weights); accumulators of P*columns*4 bytes written in every pass and read in every pass that adds (output
+    stationary: written once, read when accumulating).
     """
 
     opcode = 0x20
@@ -64,7 +85,9 @@ class MatrixMultiply(Windowed):
     weight_zero: int = operand("i8", "zero point of the weights", 0)
     columns: int = operand("u16", "outputs, at most C")
     accumulator_row: int = operand("u16", "accumulator row of pixel 0")
-    flags: int = operand("u8", "1 accumulate, 2 output stationary, 4 weights from activation memory, 8 transposed", 0)
+    flags: int = operand(
+        "u8", "1 accumulate, 2 output stationary, 4 weights from activation memory, 8 transposed, 16 packed", 0
+    )
 
     @property
     def queue(self) -> Queue:
@@ -87,8 +110,16 @@ class MatrixMultiply(Windowed):
         return bool(self.flags & 8)
 
     @property
+    def packed(self) -> bool:
+        return bool(self.flags & 16)
+
+    @property
     def reduction(self) -> int:
         return self.taps * self.run
+
+    def row_bytes(self, weights: int, machine: Machine) -> int:
+        """Bytes of a row of so many weights."""
+        return machine.matrix.weight_row_bytes(weights) if self.packed else weights
 
     def check(self, machine: Machine) -> None:
         self.check_window(self.run)
@@ -99,19 +130,24 @@ class MatrixMultiply(Windowed):
                 f"matmul: {self.pixels} pixels from accumulator row {self.accumulator_row} exceed the "
                 f"{machine.matrix.accumulator_rows} rows"
             )
-        if self.flags > 15:
+        if self.flags > 31:
             raise ProgramError(f"matmul: flags={self.flags} has unknown bits")
+        if self.packed and self.weight_space == Space.activation:
+            raise ProgramError("matmul: only the weight memory holds packed weights")
+        array = machine.matrix
+        for name, bits in (("zero", array.activation_bits), ("weight_zero", array.weight_bits)):
+            low, high = bounds(bits)
+            if not low <= getattr(self, name) <= high:
+                raise ProgramError(f"matmul: {name}={getattr(self, name)} does not fit {bits} bits ({low}..{high})")
         dataflow = "output_stationary" if self.output_stationary else "weight_stationary"
         if dataflow not in machine.matrix.dataflows:
             raise ProgramError(f"matmul: machine {machine.name!r} has no {dataflow} dataflow")
 
     def execute(self, state: MachineState) -> None:
-        shape = (self.reduction, self.columns)
-        strides = (1, self.weight_pitch) if self.weight_transposed else (self.weight_pitch, 1)
-        w = state.memory(self.weight_space).read(self, self.weight_address, shape, strides)
-        w = w.astype(np.float64) - self.weight_zero
+        w = self.read_weights(state).astype(np.float64) - self.weight_zero
         # Padding holds the zero point and contributes nothing.
         values, _ = window_values(self, state, Space.activation, self.run, self.zero)
+        _check_width(values, state.machine.matrix.activation_bits, "activation", "matrix.activation_bits")
         total = np.empty((self.pixels, self.columns), dtype=np.int64)
         rows = max(1, BLOCK_ELEMENTS // (self.out_w * self.reduction))
         for y in range(0, self.out_h, rows):
@@ -122,12 +158,26 @@ class MatrixMultiply(Windowed):
             total += state.read_accumulators(self, self.accumulator_row, self.pixels, self.columns)
         state.write_accumulators(self, self.accumulator_row, total)
 
+    def read_weights(self, state: MachineState) -> npt.NDArray[np.int8]:
+        """w, int8 [K, columns]."""
+        rows, width = self.reduction, self.columns
+        if self.weight_transposed:
+            rows, width = width, rows
+        bits, size = state.machine.matrix.weight_bits, self.row_bytes(width, state.machine)
+        w = state.memory(self.weight_space).read(self, self.weight_address, (rows, size), (self.weight_pitch, 1))
+        if self.packed:
+            w = unpack(w, width, bits)
+        else:
+            _check_width(w, bits, "weight", "matrix.weight_bits")
+        return w.T if self.weight_transposed else w
+
     def timing(self, machine: Machine) -> Timing:
         array, pixels = machine.matrix, self.pixels
         rows, columns = array.rows, array.columns
         shared = self.weight_space == Space.activation
         port = (machine.activation_memory if shared else machine.weight_memory).bytes_per_cycle
-        load = columns * ceil_div(rows, port) if self.weight_transposed else rows * ceil_div(columns, port)
+        wide, deep = (rows, columns) if self.weight_transposed else (columns, rows)
+        load = deep * ceil_div(self.row_bytes(wide, machine), port)
         through = rows + columns - 2
         chunks = self.taps * ceil_div(self.run, rows)
         if self.output_stationary:
@@ -148,9 +198,10 @@ class MatrixMultiply(Windowed):
 
     def counts(self, machine: Machine) -> Counts:
         rows, k, n, pixels = machine.matrix.rows, self.reduction, self.columns, self.pixels
-        writes, weights = self.taps * ceil_div(self.run, rows), k * n
+        wide, deep = (k, n) if self.weight_transposed else (n, k)
+        writes, weights = self.taps * ceil_div(self.run, rows), deep * self.row_bytes(wide, machine)
         if self.output_stationary:
-            writes, weights = 1, k * n * ceil_div(pixels, rows)
+            writes, weights = 1, weights * ceil_div(pixels, rows)
         reads = writes if self.accumulate else writes - 1
         counts = {
             "array_macs": pixels * k * n,

@@ -1,0 +1,63 @@
+"""Integer programs whose values fit narrow operands of the array, made from any: values are clipped where they are
+made, zero points moved. What such a program computes is as good a test as any other; it means nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from qcompiler.sim.integer_program import (
+    KEEPS_QUANTISATION,
+    Conv2d,
+    Dense,
+    Gather,
+    IntegerProgram,
+    Operation,
+    Softmax,
+    check,
+)  # fmt: skip
+from qcompiler.sim.isa.packing import bounds
+
+
+def narrowed(program: IntegerProgram, weight_bits: int = 8, activation_bits: int = 8) -> IntegerProgram:
+    """The program with weights of work on the array in `weight_bits`, and all activations in `activation_bits` bits
+    (but a softmax's, which no array may then read)."""
+    largest, (low, high) = (1 << weight_bits - 1) - 1, bounds(activation_bits)
+    kept: set[str] = set()
+    for op in program.operations:
+        if isinstance(op, Softmax) or (isinstance(op, KEEPS_QUANTISATION) and op.inputs[0] in kept):
+            kept.add(op.output)
+
+    def clip(value: Any) -> Any:
+        return type(value)(np.clip(value, low, high)) if isinstance(value, int) else np.clip(value, low, high)
+
+    tensors = {
+        n: t if n in kept or t.zero_point is None else dataclasses.replace(t, zero_point=clip(t.zero_point))
+        for n, t in program.tensors.items()
+    }
+
+    def narrow(op: Operation) -> Operation:
+        changes: dict[str, Any] = {}
+        if isinstance(op, Dense) or (isinstance(op, Conv2d) and not op.depthwise):
+            changes["weight"] = np.clip(op.weight, -largest, largest)
+        r = getattr(op, "requantize", None)
+        if r is not None:
+            ends = {n: clip(getattr(r, n)) for n in ("zero_point", "minimum", "maximum")}
+            changes["requantize"] = dataclasses.replace(r, **ends)
+        changes |= {n: clip(getattr(op, n)) for n in ("minimum", "maximum", "table") if hasattr(op, n)}
+        if isinstance(op, Gather) and op.output not in kept:
+            changes["fill"] = clip(op.fill)
+        return dataclasses.replace(op, **changes)
+
+    constants = {n: clip(v) if v.dtype == np.int8 else v for n, v in program.constants.items()}
+    return check(
+        program.replace(tensors=tensors, operations=tuple(map(narrow, program.operations)), constants=constants)
+    )
+
+
+def narrow_feed(feed: dict[str, np.ndarray], activation_bits: int) -> dict[str, np.ndarray]:
+    """Inputs that fit."""
+    low, high = bounds(activation_bits)
+    return {n: np.clip(v, low, high) if v.dtype == np.int8 else v for n, v in feed.items()}
