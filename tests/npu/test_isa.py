@@ -116,7 +116,7 @@ def matmul(**fields):
     [
         ({"columns": 17}, "matmul: columns=17 is not in 1..16"),
         ({"accumulator_row": 1020}, "matmul: 16 pixels from accumulator row 1020 exceed the 1024 rows"),
-        ({"flags": 16}, "matmul: flags=16 has unknown bits"),
+        ({"flags": 32}, "matmul: flags=32 has unknown bits"),
         ({"out_h": 0}, "matmul: out_h must be at least 1"),
         ({"run": 0}, "matmul: nothing to read"),
     ],
