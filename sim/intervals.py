@@ -6,6 +6,8 @@ Quantize makes have none (None), and neither has what only moves their values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qcompiler.sim.integer_program import (
@@ -45,9 +47,9 @@ def intervals(program: IntegerProgram) -> dict[str, Interval]:
 def _interval(op: Operation, inputs: list[Interval]) -> Interval:
     if isinstance(op, Quantize):
         return None
-    requantize = getattr(op, "requantize", op)
-    if hasattr(requantize, "minimum"):
-        return requantize.minimum, requantize.maximum
+    clamped: Any = getattr(op, "requantize", op)
+    if hasattr(clamped, "minimum"):
+        return clamped.minimum, clamped.maximum
     if isinstance(op, Table):
         low, high = inputs[0] or INT8
         reached = op.table[..., low - INT8_MIN : high - INT8_MIN + 1]

@@ -94,7 +94,8 @@ class Network:
             and not self._asks.impossible
         ):
             return ""
-        lines, narrow = [], {}
+        lines: list[str] = []
+        narrow: list[str] = []
         for need in self.needs:
             if need.problem:
                 lines.append(f"{need.name!r}: {need.problem}")
@@ -106,8 +107,12 @@ class Network:
             ):
                 if wanted > have:
                     lines.append(f"{need.name!r}: {what} of {wanted} bits (matrix.{field} is {have})")
-                    narrow[f"matrix.{field}"] = None
-        hint = f"\nquantise the model for this machine's widths, or raise {' and '.join(narrow)}" if narrow else ""
+                    narrow.append(f"matrix.{field}")
+        hint = (
+            f"\nquantise the model for this machine's widths, or raise {' and '.join(dict.fromkeys(narrow))}"
+            if narrow
+            else ""
+        )
         return f"machine {machine.name!r} cannot run these operations of {self.name!r}:\n  " + "\n  ".join(lines) + hint
 
     @cached_property
