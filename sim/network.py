@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from qcompiler.sim import workload
 from qcompiler.sim.hardware import Machine
-from qcompiler.sim.integer_program import Add, Conv2d, Dense, IntegerProgram, MatMul, Operation
-from qcompiler.sim.intervals import Interval, bits, intervals
+from qcompiler.sim.integer_program import Add, IntegerProgram
 from qcompiler.sim.moves import Box
+from qcompiler.sim.widths import array_operands, bits
 from qcompiler.sim.workload import Geometry, Layer, nhwc
 
 ROLES = ("image", "operand", "weights", "table")
@@ -40,8 +40,7 @@ class Work:
 @dataclass(frozen=True)
 class Need:
     """What an operation asks of a machine. rounding: of its requantisation ("" for none). problem: why no machine can
-    run it ("" where one may). weight_bits, activation_bits: of the operands of work on the array, as far as they are
-    known (`sim.intervals`): 0 elsewhere."""
+    run it ("" where one may). weight_bits, activation_bits: of the operands of work on the array, 0 elsewhere."""
 
     name: str
     rounding: str = ""
@@ -142,24 +141,8 @@ class Network:
         return found
 
 
-def _widths(program: IntegerProgram, op: Operation, known: Mapping[str, Interval]) -> tuple[int, int]:
-    """Bits of the weights and of the activations that an operation feeds to the array; zeros for other work."""
-
-    def activation(name: str) -> int:
-        zero = program.tensors[name].zero_point
-        assert zero is not None
-        low, high = known.get(name) or (zero, zero)
-        return bits(min(low, zero), max(high, zero))  # padding holds the zero point
-
-    if isinstance(op, MatMul):
-        return activation(op.inputs[1]), activation(op.inputs[0])
-    if isinstance(op, Dense) or (isinstance(op, Conv2d) and not op.depthwise):
-        return bits(int(op.weight.min()), int(op.weight.max())), activation(op.inputs[0])
-    return 0, 0
-
-
 def _needs(program: IntegerProgram) -> list[Need]:
-    needs, known = [], intervals(program)
+    needs, array = [], {o.operation.name: o for o in array_operands(program)}
     for op in program.operations:
         shapes, shape = [t.shape for t in program.input_tensors(op)], program.output_tensor(op).shape
         problem = ""
@@ -173,7 +156,9 @@ def _needs(program: IntegerProgram) -> list[Need]:
         requantize = getattr(op, "requantize", None)
         if problem or requantize is not None:
             rounding = "" if requantize is None else requantize.rounding
-            needs.append(Need(op.name, rounding, problem, *_widths(program, op, known)))
+            fed = array.get(op.name)
+            widths = (bits(fed.weights), bits(fed.activations)) if fed else (0, 0)
+            needs.append(Need(op.name, rounding, problem, *widths))
     return needs
 
 

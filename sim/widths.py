@@ -8,7 +8,9 @@ of the array: their weights have 8 bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qcompiler.sim.integer_program import (
     Add,
@@ -72,30 +74,54 @@ def within(values: Interval, bits: int) -> bool:
     return low <= values[0] and values[1] <= high
 
 
+def bits(values: Interval) -> int:
+    """The fewest bits whose integers hold an interval."""
+    return max((v if v >= 0 else ~v).bit_length() for v in values) + 1
+
+
 def on_array(op: Operation) -> bool:
     """Whether the operation is the multiply-accumulate array's."""
     return isinstance(op, (Dense, MatMul)) or (isinstance(op, Conv2d) and not op.depthwise)
+
+
+class Operands(NamedTuple):
+    """What an operation feeds to the array: values of its weights (or of what takes their place) and activations."""
+
+    operation: Operation
+    weights: Interval
+    activations: Interval
+
+
+def array_operands(program: IntegerProgram) -> Iterator[Operands]:
+    """The operands of all work of the array, in order."""
+    known = intervals(program)
+
+    def activation(name: str) -> Interval:
+        zero = program.tensors[name].zero_point or 0  # the array subtracts it, padding holds it
+        return _union([known[name], (zero, zero)])
+
+    for op in program.operations:
+        if isinstance(op, MatMul):
+            yield Operands(op, activation(op.inputs[1]), activation(op.inputs[0]))
+        elif on_array(op):
+            assert isinstance(op, (Conv2d, Dense))
+            weights = int(op.weight.min(initial=0)), int(op.weight.max(initial=0))
+            yield Operands(op, weights, activation(op.inputs[0]))
 
 
 def misfit(program: IntegerProgram, widths: Widths) -> str | None:
     """Why an array of these widths cannot run a program, or None: the first operand that may not fit."""
     if widths == FULL:
         return None
-    known = intervals(program)
-    for op in program.operations:
-        if not on_array(op):
-            continue
-        if isinstance(op, (Conv2d, Dense)) and not within(
-            (int(op.weight.min(initial=0)), int(op.weight.max(initial=0))), widths.weight_bits
-        ):
+    for op, weights, activations in array_operands(program):
+        if not isinstance(op, MatMul) and not within(weights, widths.weight_bits):
             return f"the weights of {op.name!r} do not fit {widths.weight_bits} bits"
-        for name, bits in zip(op.inputs, (widths.activation_bits, widths.weight_bits), strict=False):
-            zero = program.tensors[name].zero_point or 0  # the array subtracts it, padding holds it
-            low, high = _union([known[name], (zero, zero)])
-            if not within((low, high), bits):
+        ports = ((activations, widths.activation_bits), (weights, widths.weight_bits))
+        for name, (values, width) in zip(op.inputs, ports, strict=False):
+            if not within(values, width):
                 return (
-                    f"operand {name!r} of {op.name!r} may be anything from {low} to {high}, which {bits} bits do not "
-                    "hold"
+                    f"operand {name!r} of {op.name!r} may be anything from {values[0]} to {values[1]}, which {width} "
+                    "bits do not hold"
                 )
     return None
 

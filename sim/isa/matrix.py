@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.isa.base import Counts, Queue, Space, Timing, ceil_div, operand
-from qcompiler.sim.isa.packing import bounds, unpack
+from qcompiler.sim.isa.packing import unpack
 from qcompiler.sim.isa.window import Windowed, window_values
+from qcompiler.sim.widths import interval
 
 if TYPE_CHECKING:
     from qcompiler.sim.hardware import Machine
@@ -35,7 +36,7 @@ def _check_width(values: npt.NDArray[np.int8], bits: int, what: str, field: str)
     """Hardware would drop the upper bits."""
     if bits == 8:
         return
-    low, high = bounds(bits)
+    low, high = interval(bits)
     for worst in (int(values.min()), int(values.max())):
         if not low <= worst <= high:
             raise ProgramError(f"matmul: {what} {worst} does not fit {field} = {bits} ({low}..{high})")
@@ -136,7 +137,7 @@ class MatrixMultiply(Windowed):
             raise ProgramError("matmul: only the weight memory holds packed weights")
         array = machine.matrix
         for name, bits in (("zero", array.activation_bits), ("weight_zero", array.weight_bits)):
-            low, high = bounds(bits)
+            low, high = interval(bits)
             if not low <= getattr(self, name) <= high:
                 raise ProgramError(f"matmul: {name}={getattr(self, name)} does not fit {bits} bits ({low}..{high})")
         dataflow = "output_stationary" if self.output_stationary else "weight_stationary"

@@ -11,11 +11,6 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def bounds(bits: int) -> tuple[int, int]:
-    """Smallest and largest two's complement value of so many bits."""
-    return -(1 << bits - 1), (1 << bits - 1) - 1
-
-
 def pack(values: Array, bits: int) -> Array:
     """int8 [..., n] to int8 [..., ceil(n * bits / 8)]; the values must fit `bits` bits."""
     single = np.unpackbits(np.ascontiguousarray(values).view(np.uint8)[..., None], axis=-1, bitorder="little")

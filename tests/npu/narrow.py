@@ -1,5 +1,5 @@
 """Integer programs whose values fit narrow operands of the array, made from any: values are clipped where they are
-made, zero points moved. What such a program computes is as good a test as any other; it means nothing."""
+made, zero points moved, inputs clipped by a table. Such a program is as good a test as any other; it means nothing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from qcompiler.sim.integer_program import (
     IntegerProgram,
     Operation,
     Softmax,
+    Table,
     check,
 )  # fmt: skip
-from qcompiler.sim.isa.packing import bounds
+from qcompiler.sim.widths import interval
 
 
 def narrowed(program: IntegerProgram, weight_bits: int = 8, activation_bits: int = 8) -> IntegerProgram:
     """The program with weights of work on the array in `weight_bits`, and all activations in `activation_bits` bits
     (but a softmax's, which no array may then read)."""
-    largest, (low, high) = (1 << weight_bits - 1) - 1, bounds(activation_bits)
+    largest, (low, high) = (1 << weight_bits - 1) - 1, interval(activation_bits)
     kept: set[str] = set()
     for op in program.operations:
         if isinstance(op, Softmax) or (isinstance(op, KEEPS_QUANTISATION) and op.inputs[0] in kept):
@@ -51,13 +52,15 @@ def narrowed(program: IntegerProgram, weight_bits: int = 8, activation_bits: int
             changes["fill"] = clip(op.fill)
         return dataclasses.replace(op, **changes)
 
+    clips = []
+    for n in program.inputs if activation_bits < 8 else ():
+        if program.tensors[n].dtype == "int8":
+            tensors[f"{n}.clipped"] = dataclasses.replace(tensors[n], name=f"{n}.clipped")
+            table = np.clip(np.arange(-128, 128), low, high).astype(np.int8)
+            clips.append(Table(f"clip {n}", (n,), f"{n}.clipped", table, "clip"))
+    renamed = {op.inputs[0]: op.output for op in clips}
+    operations = [
+        dataclasses.replace(op, inputs=tuple(renamed.get(n, n) for n in op.inputs)) for op in program.operations
+    ]
     constants = {n: clip(v) if v.dtype == np.int8 else v for n, v in program.constants.items()}
-    return check(
-        program.replace(tensors=tensors, operations=tuple(map(narrow, program.operations)), constants=constants)
-    )
-
-
-def narrow_feed(feed: dict[str, np.ndarray], activation_bits: int) -> dict[str, np.ndarray]:
-    """Inputs that fit."""
-    low, high = bounds(activation_bits)
-    return {n: np.clip(v, low, high) if v.dtype == np.int8 else v for n, v in feed.items()}
+    return check(program.replace(tensors=tensors, operations=(*clips, *map(narrow, operations)), constants=constants))

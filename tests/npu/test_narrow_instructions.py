@@ -15,9 +15,10 @@ from qcompiler.sim.errors import ProgramError
 from qcompiler.sim.hardware import Machine, load
 from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.isa import COUNTERS, Space
-from qcompiler.sim.isa.packing import bounds, pack, unpack
+from qcompiler.sim.isa.packing import pack, unpack
 from qcompiler.sim.machine_state import MachineState
 from qcompiler.sim.program import NpuProgram, Port
+from qcompiler.sim.widths import interval
 
 TABLE = energy.load_table()
 PACKED, TRANSPOSED = 16, 8
@@ -32,7 +33,7 @@ def narrow(weight_bits: int = 8, activation_bits: int = 8, base: Machine = EDGE,
 def rows_of_values(draw: st.DrawFn) -> tuple[int, np.ndarray]:
     bits = draw(st.integers(2, 8))
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 40)))
-    low, high = bounds(bits)
+    low, high = interval(bits)
     values = draw(st.lists(st.integers(low, high), min_size=math.prod(shape), max_size=math.prod(shape)))
     return bits, np.array(values, dtype=np.int8).reshape(shape)
 
@@ -78,7 +79,7 @@ def test_packed_weights_multiply_as_their_values(data: st.DataObject) -> None:
     machine = narrow(weight_bits, activation_bits)
     k, n, pixels = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 16)), data.draw(st.integers(1, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 20)))
-    (wl, wh), (al, ah) = bounds(weight_bits), bounds(activation_bits)
+    (wl, wh), (al, ah) = interval(weight_bits), interval(activation_bits)
     w, x = rng.integers(wl, wh + 1, (k, n)).astype(np.int8), rng.integers(al, ah + 1, (pixels, k)).astype(np.int8)
     zero, weight_zero = int(rng.integers(al, ah + 1)), int(rng.integers(wl, wh + 1))
     transposed, packed = data.draw(st.booleans()), data.draw(st.booleans())
