@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -263,11 +263,19 @@ def needs(g: Geometry, r: Residency, m: Machines) -> tuple[Values, Values]:
     return least, most
 
 
-def reserve(g: Geometry, r: Residency, m: Machines) -> tuple[Values, Values]:
-    """Activation memory [n] worth keeping for the layer's tiles: a quarter of it, but no more than the largest tiling
-    and no less than the smallest needs; and that least. Infinite where the other memories are too small for any."""
+class Reserve(NamedTuple):
+    """Activation memory [n] for the layer's tiles: worth keeping, the least and the most that is of any use."""
+
+    wanted: Values
+    least: Values
+    most: Values
+
+
+def reserve(g: Geometry, r: Residency, m: Machines) -> Reserve:
+    """A quarter of the memory is worth keeping, but no more than the largest tiling and no less than the smallest
+    needs. Infinite where the other memories are too small for any."""
     least, most = needs(g, r, m)
-    return np.maximum(least, np.minimum(most, np.floor(m.activation_bytes / 4))), least
+    return Reserve(np.maximum(least, np.minimum(most, np.floor(m.activation_bytes / 4))), least, most)
 
 
 def shortfall(g: Geometry, least: float, free: float, machine: Machine) -> str:

@@ -24,7 +24,7 @@ from qcompiler.sim.isa.base import COUNTERS, INSTRUCTION_BYTES
 from qcompiler.sim.mapping import Residency
 from qcompiler.sim.network import Network
 from qcompiler.sim.residency import Decisions, decide, misfit
-from qcompiler.sim.search import search
+from qcompiler.sim.search import NEVER, Finalists, choose, rank
 from qcompiler.sim.visits import Visits, visits
 from qcompiler.sim.workload import Geometry
 
@@ -36,13 +36,11 @@ EXTERNAL = [list(COUNTERS).index(f"{n}_bytes") for n in ("main_read", "main_writ
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """Layers of one geometry and residency: machines [c] (an index each) with `free` [c] bytes for tiles, and what was
-    chosen for them."""
+    """Layers of one geometry and residency: machines [c] (an index each), and what was chosen for them."""
 
     geometry: Geometry
     residency: Residency
     machines: Ints
-    free: Floats
     choice: Choice
 
 
@@ -63,7 +61,7 @@ def schedule(network: Network, m: Machines) -> Schedule:
     decisions = decide(network, m)
     rows = [np.flatnonzero(decisions.layout == k) for k in range(len(decisions.layouts))]
     free = [layout.free(m.activation_bytes[r]) for layout, r in zip(decisions.layouts, rows, strict=True)]
-    cases: list[Cases] = []
+    found: list[Finalists] = []
     served: list[list[tuple[int, Ints, Ints]]] = [[] for _ in network.layers]
     for g, positions in network.geometries.items():
         wanted: dict[Residency, list[tuple[int, Ints, Floats]]] = {}
@@ -74,16 +72,18 @@ def schedule(network: Network, m: Machines) -> Schedule:
             layer = np.concatenate([np.full(len(own), i) for i, own, _ in asked])
             machine = np.concatenate([own for _, own, _ in asked])
             room = np.concatenate([have for _, _, have in asked])
-            # A machine's layers of equal room share a case.
+            # A machine's layers share a case where they have equal room, or more than is of use.
+            room = np.minimum(room, decisions.needs[g, r].most[machine])
             key = machine.astype(np.int64) << 29 | np.maximum(room, 0).astype(np.int64)
             _, first, where = np.unique(key, return_index=True, return_inverse=True)
-            choice, valid = search(g, r, m.take(machine[first]), room[first])
-            assert valid.all(), (network.name, g)
+            found.append(rank(g, r, m, machine[first], room[first]))
+            assert (found[-1].keys[:, 0] < NEVER).all(), (network.name, g)
             for i in positions:
                 here = np.flatnonzero(layer == i)
                 if here.size:
-                    served[i].append((len(cases), machine[here], where[here]))
-            cases.append(Cases(g, r, machine[first], room[first], choice))
+                    served[i].append((len(found) - 1, machine[here], where[here]))
+    cases = [Cases(f.geometry, f.residency, f.machines, choice)
+             for f, choice in zip(found, choose(found, m), strict=True)]  # fmt: skip
     return Schedule(network, m, decisions, cases, served)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.sim import candidates
+from qcompiler.sim.candidates import Reserve
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Residency
@@ -133,11 +134,12 @@ def residency(work: Work, resident: frozenset[str]) -> Residency:
 @dataclass(eq=False)
 class Decisions:
     """For each machine the index of its layout, or -1: then `misfits` has the layer that does not fit, the least
-    activation memory that it needs, and how much there is."""
+    activation memory that it needs, and how much there is. needs: of all machines, for each way that a layer comes."""
 
     layouts: list[Layout]
     layout: npt.NDArray[np.int64]
     misfits: dict[int, tuple[int, float, float]]
+    needs: dict[tuple[Geometry, Residency], Reserve]
 
 
 class Layouts:
@@ -160,14 +162,14 @@ layouts_of = lru_cache(maxsize=16)(Layouts)
 def decide(network: Network, m: Machines) -> Decisions:
     """Which tensors stay on each machine (rule in the module's docstring)."""
     layouts = layouts_of(network)
-    needed: dict[tuple[Geometry, Residency], tuple[Floats, Floats]] = {}
+    needed: dict[tuple[Geometry, Residency], Reserve] = {}
     waiting: dict[frozenset[str], list[npt.NDArray[np.int64]]] = {}
     order = sorted(network.resident, key=lambda n: network.sizes[n])
     sizes = np.array([network.sizes[n] for n in order], dtype=np.float64)
     fitting = np.searchsorted(sizes, m.activation_bytes, side="right")
     for count in np.unique(fitting).tolist():
         waiting[frozenset(order[:count])] = [np.flatnonzero(fitting == count)]
-    found = Decisions([], np.full(len(m), -1), {})
+    found = Decisions([], np.full(len(m), -1), {}, needed)
     while waiting:
         # The largest sets first: what they lose may be a set that already waits.
         resident = max(waiting, key=lambda names: (len(names), sorted(names)))
@@ -178,7 +180,7 @@ def decide(network: Network, m: Machines) -> Decisions:
             key = (work.geometry, r)
             if key not in needed:
                 needed[key] = candidates.reserve(work.geometry, r, m)
-            short[i] = needed[key][0][rows] > free[i]
+            short[i] = needed[key].wanted[rows] > free[i]
         bad = short.any(axis=0)
         if not bad.all():
             found.layout[rows[~bad]] = len(found.layouts)
@@ -186,7 +188,7 @@ def decide(network: Network, m: Machines) -> Decisions:
         worst = short.argmax(axis=0)
         for i in np.unique(worst[bad]).tolist():
             here, name = np.flatnonzero(bad & (worst == i)), layout.largest[i]
-            least = needed[network.layers[i].geometry, layout.residencies[i]][1]
+            least = needed[network.layers[i].geometry, layout.residencies[i]].least
             hopeless = np.isinf(least[rows[here]]) | (name is None)
             for k in here[hopeless].tolist():
                 found.misfits[int(rows[k])] = (i, float(least[rows[k]]), float(free[i, k]))

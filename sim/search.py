@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ from qcompiler.sim.flow import Flow
 from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Mapping, Residency
 from qcompiler.sim.tilings import WINDOW_KINDS, chunks, tilings
-from qcompiler.sim.visits import visits
+from qcompiler.sim.visits import Visits, visits
 from qcompiler.sim.workload import MATRIX_KINDS, Geometry
 
 FINALISTS = 6
 RESOLUTION = 64  # mappings whose cycles differ by less than a 64th are told apart by their traffic
-LATTICE = 1 << 18  # candidates that are ranked at a time
+LATTICE = 1 << 19  # candidates that are ranked at a time
+RACE = 1 << 12  # finalists that run together, at least, where there are as many
 NEVER = np.iinfo(np.int64).max
 BYTE_BITS, STEP_BITS = 36, 14
 FIELDS = (
@@ -39,40 +42,80 @@ FIELDS = (
 
 def keys(cycles: Values, w: cost.Work) -> npt.NDArray[np.int64]:
     """What to minimise: cycles in steps of a 64th of their power of two, then external bytes, then instructions."""
-    mantissa, exponent = np.frexp(np.maximum(cycles, 1))
-    rank = exponent.astype(np.int64) * RESOLUTION + np.round(mantissa * 2 * RESOLUTION).astype(np.int64) - RESOLUTION
     moved = np.minimum(w.main_read + w.constant_read + w.main_write, (1 << BYTE_BITS) - 1).astype(np.int64)
     steps = np.minimum(w.steps, (1 << STEP_BITS) - 1).astype(np.int64)
-    key = ((rank << BYTE_BITS) + moved << STEP_BITS) + steps
+    key = ((_steps_of(cycles) << BYTE_BITS) + moved << STEP_BITS) + steps
     return np.asarray(key)
 
 
-def search(g: Geometry, r: Residency, m: Machines, free: Values) -> tuple[Choice, npt.NDArray[np.bool_]]:
-    """For each machine, with `free` bytes for tiles, the fitting mapping with the fewest cycles (within
-    `RESOLUTION`), then the least external traffic, then the fewest instructions; and whether there is any."""
-    n = len(m)
-    columns = np.zeros((len(FIELDS), n, FINALISTS))
-    found = np.full((n, FINALISTS), NEVER)
+def _steps_of(cycles: Values) -> npt.NDArray[np.int64]:
+    mantissa, exponent = np.frexp(np.maximum(cycles, 1))
+    steps = exponent.astype(np.int64) * RESOLUTION + np.round(mantissa * 2 * RESOLUTION).astype(np.int64) - RESOLUTION
+    return np.asarray(steps)
+
+
+# Finalists that run alone: which layer's, their machines and columns there, their visits.
+_Race = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], Visits]
+
+
+@dataclass(frozen=True, eq=False)
+class Finalists:
+    """The best mappings of a layer by `cost.work` for n machines: their fields [FIELDS, n, FINALISTS] and keys
+    [n, FINALISTS], NEVER where there are fewer. machines: an index [n] each, into those of the search."""
+
+    geometry: Geometry
+    residency: Residency
+    machines: npt.NDArray[np.int64]
+    fields: npt.NDArray[np.float64]
+    keys: npt.NDArray[np.int64]
+
+
+def rank(g: Geometry, r: Residency, m: Machines, machines: npt.NDArray[np.int64], free: Values) -> Finalists:
+    """The finalists of a layer for some of the machines, each with `free` bytes for tiles."""
+    n = len(machines)
+    found = Finalists(g, r, machines, np.zeros((len(FIELDS), n, FINALISTS)), np.full((n, FINALISTS), NEVER))
     size = len(tilings(g).tile_h) * 60 if g.kind in MATRIX_KINDS else 40
     step = max(LATTICE // size, 1)
     order = np.argsort(free, kind="stable")  # machines with as much room have the same candidates
     for low in range(0, n, step):
         part = order[low : low + step]
         some, keys_of = np.zeros((len(FIELDS), part.size, FINALISTS)), np.full((part.size, FINALISTS), NEVER)
-        _rank(g, r, m.take(part), free[part], some, keys_of)
-        columns[:, part], found[part] = some, keys_of
-    # Where even the first is none, a dummy keeps the arrays regular.
-    valid = found[:, 0] < NEVER
-    several = np.flatnonzero((found[:, 1] < NEVER) & valid)
-    best = np.zeros(n, np.int64)
-    if several.size:
-        rows, column = np.nonzero(found[several] < NEVER)
-        rows = several[rows]
-        own, choice = m.take(rows), _choice(columns[:, rows, column])
-        alone = np.full((n, FINALISTS), NEVER)
-        alone[rows, column] = keys(_alone(g, choice, r, own), cost.work(g, choice, r, own))
-        best = np.where(np.isin(np.arange(n), several), alone.argmin(axis=1), 0)
-    return _choice(columns[:, np.arange(n), best]), valid
+        _rank(g, r, m.take(machines[part]), free[part], some, keys_of)
+        found.fields[:, part], found.keys[part] = some, keys_of
+    return found
+
+
+def choose(layers: Sequence[Finalists], m: Machines) -> list[Choice]:
+    """For each layer and machine the mapping with the fewest cycles of the layer alone (within `RESOLUTION`), then the
+    least external traffic, then the fewest instructions; of a machine without any, something that means nothing."""
+    alone = [np.full(layer.keys.shape, NEVER) for layer in layers]
+    waiting: dict[tuple[str, int, int], list[_Race]] = {}
+
+    def run(kind: str, operands: int, races: list[_Race]) -> None:
+        """Let the finalists of several layers of a kind run at once."""
+        flow = Flow(m.take(np.concatenate([layers[k].machines[rows] for k, rows, _, _ in races])))
+        v = Visits(np.concatenate([v.values for _, _, _, v in races], axis=1))
+        cycles = np.round(flow.layer(kind, v, "image", "output", ("operand",) * operands))
+        for k, rows, column, own in races:
+            here, cycles = np.split(cycles, [own.values.shape[1]])
+            traffic = layers[k].keys[rows, column] & ((1 << BYTE_BITS + STEP_BITS) - 1)
+            alone[k][rows, column] = (_steps_of(here) << BYTE_BITS + STEP_BITS) + traffic
+
+    for k, layer in enumerate(layers):
+        g, there = layer.geometry, layer.keys < NEVER
+        rows, column = np.nonzero(there & there[:, 1:2])
+        if not rows.size:
+            continue
+        key = g.kind, g.operands, tilings(g).batch if g.kind == "matmul" else 1
+        v = visits(g, _choice(layer.fields[:, rows, column]), layer.residency, m.take(layer.machines[rows]))
+        races = waiting.setdefault(key, [])
+        races.append((k, rows, column, v))
+        if sum(own.size for _, own, _, _ in races) >= RACE:
+            run(*key[:2], waiting.pop(key))
+    for key, races in waiting.items():
+        run(*key[:2], races)
+    return [_choice(layer.fields[:, np.arange(len(own)), own.argmin(axis=1)])
+            for layer, own in zip(layers, alone, strict=True)]  # fmt: skip
 
 
 def _choice(columns: npt.NDArray[np.float64]) -> Choice:
@@ -115,15 +158,9 @@ def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, fo
         source = np.searchsorted(ends, position, side="right")
         for k, (part, _) in enumerate(parts):
             mine = np.flatnonzero(some & (source == k))
-            index = place[mine, position[mine]]
-            values = at_all(vars(part.choice), index, part.fits.shape)
+            values = at_all(vars(part.choice), place[mine, position[mine]], part.fits.shape)
             for i, name in enumerate(FIELDS):
                 columns[i, mine, f] = values[name]
-
-
-def _alone(g: Geometry, c: Choice, r: Residency, m: Machines) -> Values:
-    flow = Flow(m)
-    return np.round(flow.layer(g.kind, visits(g, c, r, m), "image", "output", ("operand",) * g.operands))
 
 
 def mapping(g: Geometry, c: Choice, i: int) -> Mapping:
