@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.codegen.cpu.loops import broadcast_strides, collapse, strides_of
+from qcompiler.codegen.mcu import blocks
 from qcompiler.codegen.mcu.c_text import Arrays, Name
 from qcompiler.codegen.mcu.target import McuTarget
 from qcompiler.sim import numerics, reference
@@ -121,39 +123,70 @@ def _fixed_point(scale: Array, rounding: str) -> tuple[Array, Array]:
 
 
 # ------------------------------------------------------------------------------------------- matrix work
-def pack_weights(weight: Array, groups: int, target: McuTarget) -> tuple[Array, int]:
-    """weight int8 [O, K] to [groups][O/groups/4][K/lanes][4][lanes], filled up with zeros; returns it and the new K."""
-    outputs, terms = weight.shape
-    width = outputs // groups
-    k = -(-terms // target.k_multiple) * target.k_multiple
-    padded = np.zeros((groups, -(-width // 4) * 4, k), dtype=np.int8)
-    padded[:, :width, :terms] = weight.reshape(groups, width, terms)
-    blocks = padded.reshape(groups, -1, 4, k // target.lanes, target.lanes)
-    return blocks.transpose(0, 1, 3, 2, 4), k
-
-
 def _matrix(c: Context, op: Conv2d | Dense, x: Tensor, geometry: Fields, groups: int, add: Add | None) -> Call:
     flat = op.weight.reshape(op.weight.shape[0], -1)
-    weight, k = pack_weights(flat, groups, c.target)
     assert x.zero_point is not None
-    sums = flat.astype(np.int64).sum(axis=1)
-    bias = op.bias.astype(np.int64) - x.zero_point * sums
+    bias = op.bias.astype(np.int64) - x.zero_point * flat.astype(np.int64).sum(axis=1)
     reach = np.abs(op.bias.astype(np.int64)) + 256 * np.abs(flat.astype(np.int64)).sum(axis=1)
     if reach.max(initial=0) > 2**31 - 1:
         raise Unsupported("its sums may leave 32 bits")
+    width = flat.shape[0] // groups
+    terms = -(-flat.shape[1] // c.target.k_multiple) * c.target.k_multiple
+    weight = np.pad(flat.reshape(groups, width, -1), ((0, 0), (0, 0), (0, terms - flat.shape[1])))
+    quick = _blocks(c, weight, bias.reshape(groups, width), op.requantize) if c.target.blocks else {}
+    rest = slice(quick.get("block_channels", 0), width)
     fields = {
-        "weight": c.array("weight", weight, np.int8, packed=True),
-        # Bias is read by fours, whatever the group's width.
-        "bias": c.array("bias", np.pad(bias, (0, 3)), np.int32),
-        "requantize": requantize_fields(c, op.requantize, flat.shape[0]),
+        **quick,
+        **(_single(c, weight[:, rest], bias.reshape(groups, width)[:, rest]) if rest.start < width else {}),
+        "requantize": _requantize_of(c, op.requantize, groups, rest),
         **_fused_add(c, op, add),
-        "k": k, **geometry, "groups": groups, "input_zero": x.zero_point,
+        "k": terms, **geometry, "groups": groups, "input_zero": x.zero_point,
     }  # fmt: skip
-    scratch = 2 * k * c.target.column_bytes + (2 * flat.shape[0] if add is not None else 0)
+    scratch = 2 * terms * c.target.column_bytes + (2 * flat.shape[0] if add is not None else 0)
+    pixels = [geometry[n] for n in ("kernel_h", "kernel_w", "in_h", "in_w")]
+    dense = groups == 1 and pixels == [1, 1, geometry["out_h"], geometry["out_w"]]
     return Call(
-        "qc_conv", "qc_conv.c", "qc_conv_t", fields, _inputs(op, add), 2, scratch_bytes=scratch, in_place=(1,),
-        slow=_slow(fields, add),
+        "qc_dense" if dense else "qc_conv", "qc_conv.c", "qc_conv_t", fields, _inputs(op, add), 2,
+        scratch_bytes=scratch, in_place=(1,), slow=_slow(fields, add),
     )  # fmt: skip
+
+
+def _requantize_of(c: Context, r: Requantize, groups: int, rest: slice) -> Fields:
+    """The descriptor of a requantisation with constants of each group's channels of `rest` alone."""
+    if rest.start == rest.stop:
+        return {"zero_point": r.zero_point, "minimum": r.minimum, "maximum": r.maximum}
+    scale = np.broadcast_to(r.scale, groups * rest.stop).reshape(groups, -1)[:, rest]
+    return requantize_fields(c, dataclasses.replace(r, scale=scale.ravel()))
+
+
+def _single(c: Context, weight: Array, bias: Array) -> Fields:
+    """Weights int8 [groups, O, K] as [groups][O/4][K/lanes][4][lanes], O filled up with zeros; biases [groups, O]."""
+    groups, outputs, terms = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -outputs % 4), (0, 0)))
+    packed = padded.reshape(groups, -1, 4, terms // c.target.lanes, c.target.lanes).transpose(0, 1, 3, 2, 4)
+    return {
+        "weight": c.array("weight", packed, np.int8, packed=True),
+        "bias": c.array("bias", np.pad(bias.ravel(), (0, 3)), np.int32),  # read by fours, whatever the group's width
+    }
+
+
+def _blocks(c: Context, weight: Array, bias: Array, r: Requantize) -> Fields:
+    """The fields of what of each group fits blocks of four channels; none where they would not be exact."""
+    groups, width, terms = weight.shape
+    fours = width // 4 * 4
+    if not fours or r.rounding not in ("exact_half_up", "q31_single"):
+        return {}
+    weight, bias = weight[:, :fours].reshape(-1, terms), bias[:, :fours].ravel()
+    scale = np.broadcast_to(r.scale, groups * width).reshape(groups, width)[:, :fours].ravel()
+    low, high = blocks.sums(weight.astype(np.int64), bias)
+    m = blocks.multipliers(_fixed_point(scale, r.rounding), low, high)
+    words = blocks.pack(weight, bias, low, high, m) if m is not None else None
+    if m is None or words is None:
+        return {}
+    return {
+        "block": c.array("block", words, np.int32, packed=True), "block_channels": fours,
+        "block_offset": (2 * r.zero_point + 1) << (m.shift - 1), "block_shift": m.shift,
+    }  # fmt: skip
 
 
 def _inputs(op: Operation, add: Add | None) -> tuple[str, ...]:

@@ -81,8 +81,8 @@ def source(program: IntegerProgram, lowered: Lowered, target: McuTarget, prefix:
 #include "model.h"
 
 #include "qc_kernels.h"
-#if QC_LANES != {target.lanes}
-#error "the weights are packed for QC_LANES={target.lanes}: define it for all files"
+#if QC_LANES != {target.lanes} || QC_BLOCKS != {int(target.blocks)}
+#error "the weights are packed for QC_LANES={target.lanes}, QC_BLOCKS={int(target.blocks)}: define them for all files"
 #endif
 
 #include <stddef.h>

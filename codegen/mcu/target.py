@@ -20,7 +20,8 @@ class Board:
 class McuTarget:
     """A core, or portable C.
 
-    architecture: for the manifest. lanes: reduction terms that lie together in packed weights (`QC_LANES`).
+    architecture: for the manifest. lanes: reduction terms that lie together in packed weights (`QC_LANES`). blocks:
+    whether matrix work is packed for the DSP instructions (`qc_blocks.h`).
     column_bytes: of one gathered term, at most. compiler: family of the tools; packages: Debian's names of them. flags:
     of the compiler. board: None for portable C, which the host runs.
     """
@@ -29,6 +30,7 @@ class McuTarget:
     description: str
     architecture: str
     lanes: int = 4
+    blocks: bool = False
     column_bytes: int = 2
     compiler: str = "arm-none-eabi-"
     packages: tuple[str, ...] = ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
@@ -50,22 +52,22 @@ MCU_TARGETS: dict[str, McuTarget] = {
     for t in (
         McuTarget(
             "cortex-m4", "Cortex-M4 with FPU: C and a library, DSP instructions (SMLAD)", "armv7e-m",
-            flags=_core("cortex-m4", "fpv4-sp-d16"),
+            blocks=True, flags=_core("cortex-m4", "fpv4-sp-d16"),
             board=Board("mps2-an386", 25, (0x00000000, 64), (0x00010000, 4032), (0x21000000, 16384)),
         ),
         McuTarget(
             "cortex-m7", "Cortex-M7: C and a library, DSP instructions (SMLAD)", "armv7e-m",
-            flags=_core("cortex-m7", "fpv5-sp-d16"),
+            blocks=True, flags=_core("cortex-m7", "fpv5-sp-d16"),
             board=Board("mps2-an500", 25, (0x00000000, 64), (0x00010000, 4032), (0x60000000, 16384)),
         ),
         McuTarget(
             "cortex-m33", "Cortex-M33: C and a library, DSP instructions (SMLAD)", "armv8-m.main",
-            flags=_core("cortex-m33", "fpv5-sp-d16"),
+            blocks=True, flags=_core("cortex-m33", "fpv5-sp-d16"),
             board=Board("mps2-an505", 20, (0x10000000, 64), (0x10010000, 4032), (0x80000000, 16384)),
         ),
         McuTarget(
-            "cortex-m55", "Cortex-M55: C and a library, Helium instructions (VMLADAV)", "armv8.1-m.main", 16, 1,
-            flags=("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard"),
+            "cortex-m55", "Cortex-M55: C and a library, Helium instructions (VMLADAV)", "armv8.1-m.main", 16,
+            column_bytes=1, flags=("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard"),
             board=Board("mps3-an547", 32, (0x00000000, 512), (0x60000000, 16384), (0x61000000, 65536)),
         ),
         McuTarget(

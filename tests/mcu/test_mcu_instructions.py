@@ -26,9 +26,14 @@ def layers() -> tuple[IntegerProgram, list[str]]:
         b.conv(b.input((1, 6, 6, 32)), 32, (3, 3), padding=(1, 1, 1, 1)),
         b.conv(b.input((1, 6, 6, 64)), 64),
         b.conv(b.input((1, 6, 6, 32)), 64),
+        b.conv(b.input((1, 6, 6, 32)), 32),
         b.dense(b.input((1, 640)), 128),
+        b.dense(b.input((1, 128)), 128),
+        b.dense(b.input((1, 64)), 64),
+        b.dense(b.input((1, 32)), 32),
     ]
-    return b.program(outputs), ["3x3 of 32", "1x1 of 64", "1x1 of 32", "one row of 640"]
+    names = ["3x3 of 32", "1x1 of 64", "1x1 of 32 to 64", "1x1 of 32"]
+    return b.program(outputs), [*names, *(f"one row of {k}" for k in (640, 128, 64, 32))]
 
 
 def _jump(line: str) -> int | None:
@@ -58,9 +63,9 @@ def test_hot_loops_are_smlad_without_spills(target: str, tmp_path: Path) -> None
     artifact = artifact_of(layers()[0], target, tmp_path / "out")
     loops = inner_loops(artifact.path("model.o"), "smlad")
     products = [2 * sum(line.startswith("smlad") for line in body) for body in loops]
-    # Two positions and two channels, twice in a turn; one position and four channels; the one behind any epilogue.
+    # Two positions and two channels, written twice; one position and four channels; those behind any epilogue.
     shares = sorted(len(body) / count for body, count in zip(loops, products, strict=True))
-    assert shares == [32 / 32, 32 / 32, 78 / 64, 42 / 32]
+    assert shares == [26 / 32, 26 / 32, 58 / 64, 40 / 32, 40 / 32]
     for body in loops:
         assert not any("[sp" in line or line.startswith(("str", "push", "pop")) for line in body), "a spill"
 
@@ -74,7 +79,10 @@ def test_helium_loops(target: str, tmp_path: Path) -> None:
     assert not any("[sp" in line for line in body), "a spill"
 
 
-LIMITS = {"3x3 of 32": 1.2, "1x1 of 64": 1.3, "1x1 of 32": 1.5, "one row of 640": 1.3}
+LIMITS = {
+    "3x3 of 32": 1.02, "1x1 of 64": 1.0, "1x1 of 32 to 64": 1.1, "1x1 of 32": 1.15, "one row of 640": 0.95,
+    "one row of 128": 1.0, "one row of 64": 1.1, "one row of 32": 1.3,
+}  # fmt: skip
 """Instructions a multiply-accumulate of whole layers, gathering and requantising included."""
 
 
@@ -88,4 +96,6 @@ def test_instructions_of_a_multiply_accumulate(target: str, tmp_path: Path) -> N
     for name, value in reference.execute(program, sample).items():
         assert np.array_equal(found[name], value)
     for name, op, count in zip(names, program.operations, model.steps, strict=True):
-        assert 1.0 < count / program.macs(op) <= LIMITS[name], name
+        share = count / program.macs(op)
+        print(f"{target}, {name}: {share:.3f} instructions a multiply-accumulate")
+        assert 0.75 < share <= LIMITS[name], name

@@ -15,6 +15,13 @@
 #include <arm_mve.h>
 #endif
 
+/* Of a function that is rarely called: kept out of the registers of the one that calls it. */
+#ifdef __GNUC__
+#define QC_APART __attribute__((noinline))
+#else
+#define QC_APART
+#endif
+
 /* floor(x / 2^n). C99 leaves the right shift of a negative number to the compiler; nearly all shift arithmetically, and
  * then the test vanishes. */
 static inline int32_t qc_asr(int32_t x, int32_t n) {

@@ -13,6 +13,10 @@
 #ifndef QC_LANES
 #define QC_LANES 4
 #endif
+/* Whether there are blocks of four channels (qc_blocks.h). */
+#ifndef QC_BLOCKS
+#define QC_BLOCKS 0
+#endif
 #define QC_RANK 6
 
 /* Packed weights are read by words. */
@@ -52,11 +56,15 @@ typedef struct {
     int32_t step[2][QC_RANK];
 } qc_loops_t;
 
-/* Convolution and matrix product with constant weights [groups][outputs / 4][k / QC_LANES][4][QC_LANES], outputs of a
- * group and k (kernel_h * kernel_w * channels of a group) filled up with zeros to multiples of 4, and of 8 or QC_LANES.
- * bias: less input_zero times the sum of the weights. Scratch: 2 * k of int16, aligned to 4, and with an addition
+/* Convolution and matrix product with constant weights. Of each group's outputs, the first block_channels (a multiple of
+ * 4) lie in blocks, [groups][block_channels / 4][k + 10], which qc_blocks.h explains; the rest in weight,
+ * [groups][outputs / 4][k / QC_LANES][4][QC_LANES], filled up with zeros to a multiple of 4, and bias and requantize have
+ * their constants alone. k: kernel_h * kernel_w * channels of a group, filled up to a multiple of 8 or QC_LANES.
+ * Biases: less input_zero times the sum of the weights. Scratch: 2 * k of int16, aligned to 4, and with an addition
  * 2 * out_c bytes. add: the result's sum with `other`, which may be the output itself. */
 typedef struct {
+    const int32_t *block;
+    int32_t block_channels, block_offset, block_shift;
     const int8_t *weight;
     const int32_t *bias;
     qc_requantize_t requantize;
@@ -68,6 +76,8 @@ typedef struct {
 } qc_conv_t;
 
 void qc_conv(const qc_conv_t *d, const int8_t *x, const int8_t *other, int8_t *y, void *scratch);
+/* Windows of one pixel, one group, an output for every pixel: a matrix product. */
+void qc_dense(const qc_conv_t *d, const int8_t *x, const int8_t *other, int8_t *y, void *scratch);
 
 /* One filter a channel; weight [kernel_h][kernel_w][channels], bias as it is. Other fields as above. */
 void qc_depthwise(const qc_conv_t *d, const int8_t *x, const int8_t *other, int8_t *y);
