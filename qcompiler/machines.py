@@ -29,6 +29,7 @@ def summary(machine: Machine) -> list[str]:
     main = machine.main_memory
     lines = [
         f"peak: {peak} MACs a cycle, {2 * peak * clock * 1e-6:.3g} TOPS at {clock:g} MHz",
+        f"array: {machine.matrix.widths}",
         f"main memory: {main.read_bytes_per_cycle * clock * 1e-3:.3g} GB/s read, "
         f"{main.write_bytes_per_cycle * clock * 1e-3:.3g} GB/s write",
     ]

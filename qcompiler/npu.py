@@ -39,7 +39,7 @@ class NpuBackend:
 
     @property
     def widths(self) -> Widths:
-        return Widths(self.machine.matrix.weight_bits, self.machine.matrix.activation_bits)
+        return self.machine.matrix.widths
 
     def build(self, program: IntegerProgram, directory: Path, prefix: str, progress: Progress) -> Built:
         from qcompiler.report.npu import render

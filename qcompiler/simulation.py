@@ -22,6 +22,7 @@ from qcompiler.sim.hardware import Machine
 from qcompiler.sim.isa.base import COUNTERS
 from qcompiler.sim.program import NpuProgram
 from qcompiler.sim.timing import Timeline
+from qcompiler.sim.widths import FULL
 
 # What a cycle of the critical path was spent on, from the unit and its cause.
 CAUSES = {
@@ -189,10 +190,12 @@ def band(q: Quantity, unit: str) -> str:
 
 def totals(result: Result) -> dict[str, str]:
     """The figures of the whole run, for people."""
+    widths = result.machine.matrix.widths
     return {
         "machine": result.machine.name,
         "cycles": f"{result.cycles:,} ({result.milliseconds:.4g} ms at {result.machine.clock_mhz:g} MHz)",
-        "utilisation": f"{result.utilisation:.1%} of {result.machine.matrix.macs_per_cycle} MACs a cycle",
+        "utilisation": f"{result.utilisation:.1%} of {result.machine.matrix.macs_per_cycle} MACs a cycle"
+        + (f" of {widths}" if widths != FULL else ""),
         "external traffic": f"{sum(y.read_bytes for y in result.layers):,} bytes read, "
         f"{sum(y.write_bytes for y in result.layers):,} written",
         "energy": band(result.millijoules, "mJ"),

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qcompiler.sim.errors import HardwareError, did_you_mean
 from qcompiler.sim.isa.base import Space
 from qcompiler.sim.numerics import ROUNDINGS, Rounding
+from qcompiler.sim.widths import ACTIVATION_BITS, WEIGHT_BITS, Widths
 
 FOLDER = Path(__file__).parent
 MAX_FILE_BYTES = 1 << 20
@@ -44,11 +45,13 @@ class Matrix(_Part):
     columns: int = Field(ge=2, le=256, description="C: output channels of a weight tile")
     accumulator_rows: int = Field(ge=2, le=65536, description="rows of C int32 in the accumulator memory")
     weight_bits: int = Field(
-        8, ge=2, le=8, description="width of constant weights: packed so in the memories, unpacked at the array's edge"
-    )
+        8, ge=WEIGHT_BITS[0], le=WEIGHT_BITS[1],
+        description="width of constant weights: packed so in the memories, unpacked at the array's edge",
+    )  # fmt: skip
     activation_bits: int = Field(
-        8, ge=4, le=8, description="width of the array's activation operand; in the memories a value takes a byte"
-    )
+        8, ge=ACTIVATION_BITS[0], le=ACTIVATION_BITS[1],
+        description="width of the array's activation operand; in the memories a value takes a byte",
+    )  # fmt: skip
     weight_buffers: Literal[1, 2] = Field(2, description="2: the next weight tile loads while the current one works")
     dataflows: tuple[Dataflow, ...] = Field(
         ("weight_stationary", "output_stationary"), min_length=1, strict=False, description="what the sequencer can do"
@@ -57,6 +60,10 @@ class Matrix(_Part):
     @property
     def macs_per_cycle(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(self.weight_bits, self.activation_bits)
 
     def weight_row_bytes(self, columns: int) -> int:
         """Bytes of a packed row of `columns` weights; every row begins at a byte."""

@@ -212,6 +212,26 @@ def test_a_program_for_another_array_is_refused(digits: Path) -> None:
     )
 
 
+def test_a_machine_with_narrow_operands(tmp_path: Path) -> None:
+    """From its file to samples that equal the reference; the program packs its weights, and says so."""
+    machine, out = tmp_path / "narrow.yaml", tmp_path / "out"
+    text = hardware.to_yaml(EDGE).replace("weight_bits: 8", "weight_bits: 4").replace("edge-16x16", "narrow")
+    machine.write_text(text.replace("activation_bits: 8", "activation_bits: 6"))
+    assert "array: 4-bit weights, 6-bit activations" in command("hardware", "check", machine).stdout
+    arguments = ("--calibration", DEMO / "calibration.npz", "--target", f"npu:{machine}", "-o", out)
+    assert command("compile", DEMO / "digits.onnx", *arguments).exit_code == 0
+    done = command("simulate", out, "--input", DEMO / "calibration.npz")
+    assert "of 256 MACs a cycle of 4-bit weights, 6-bit activations" in done.stdout
+    assert "samples equal to the reference, bit for bit" in done.stdout
+    with pytest.raises(TargetError) as caught:
+        CliRunner().invoke(app, ["simulate", str(out), "--machine", "edge-16x16"], catch_exceptions=False)
+    assert str(caught.value) == (
+        f"{out} was compiled for 'narrow' and cannot run on 'edge-16x16', which differs in more than memories and "
+        "clock (matrix.weight_bits is 8, its weights have 4 bits); compile the model for it with --target "
+        "npu:edge-16x16"
+    )
+
+
 def _float_tail(tmp_path: Path) -> tuple[Path, Path]:
     """A model whose last operation no integer rule covers, and its calibration data."""
     import onnx
