@@ -102,9 +102,23 @@ def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None
     host_fallback: what an accelerator may leave to its host (`codegen.npu.partition`); CPUs run everything anyway.
     limits: of a micro-controller. tune: seconds to spend on measuring tiles on this machine, which must run the target.
     """
+    from qcompiler.codegen.cpu.target import CPU_TARGETS, cpu_target
+
+    if name not in CPU_TARGETS or limits not in (None, Limits()):  # what else there is takes a while to import
+        return _other(name, host_fallback, limits or Limits(), tune)
+    cpu = CpuBackend(name, cpu_target(name), tune)
+    if tune is not None and cpu.level_here() is None:
+        raise TargetError(
+            f"--tune measures on this machine, which cannot run {name}; leave it out, or compile elsewhere"
+        )
+    return cpu
+
+
+def _other(name: str, host_fallback: bool, limits: Limits, tune: float | None) -> Backend:
+    """`resolve` for what is no CPU with an operating system."""
     from qcompiler.codegen.mcu.target import MCU_TARGETS
 
-    if limits not in (None, Limits()) and name not in MCU_TARGETS:
+    if limits != Limits() and name not in MCU_TARGETS:
         raise TargetError(
             f"--flash-limit and --ram-limit are for micro-controllers ({', '.join(MCU_TARGETS)}), not for {name}"
         )
@@ -114,23 +128,12 @@ def resolve(name: str, host_fallback: bool = False, limits: Limits | None = None
         from qcompiler.npu import backend
 
         return backend(name, host_fallback)
-    names = [t.name for t in known_targets()]
-    if name not in names:
-        raise TargetError(
-            f"unknown target {name!r}; `qcompiler targets` lists what there is{did_you_mean(name, names)}"
-        )
-    from qcompiler.codegen.cpu.target import cpu_target
-
     if name in MCU_TARGETS:
         from qcompiler.microcontroller import McuBackend
 
-        return McuBackend(MCU_TARGETS[name], limits or Limits())
-    cpu = CpuBackend(name, cpu_target(name), tune)
-    if tune is not None and cpu.level_here() is None:
-        raise TargetError(
-            f"--tune measures on this machine, which cannot run {name}; leave it out, or compile elsewhere"
-        )
-    return cpu
+        return McuBackend(MCU_TARGETS[name], limits)
+    names = [t.name for t in known_targets()]
+    raise TargetError(f"unknown target {name!r}; `qcompiler targets` lists what there is{did_you_mean(name, names)}")
 
 
 @dataclass(frozen=True)

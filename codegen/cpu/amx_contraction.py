@@ -21,7 +21,7 @@ from tvm import tirx
 
 from qcompiler.codegen.cpu.contraction import Geometry, in_units, lane_order
 from qcompiler.codegen.cpu.emit import Emitter, Expr, constant, load, splat
-from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pack_rows, pieces
+from qcompiler.codegen.cpu.epilogue import Epilogue, Fused, FusedOp, pack_rows, pieces
 from qcompiler.codegen.cpu.isa.amx import ACCUMULATORS, TILE_BYTES, TILE_ROW_BYTES, Amx
 from qcompiler.codegen.cpu.isa.base import Array
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -121,7 +121,7 @@ def in_steps(geometry: Geometry, step_quads: int) -> Geometry:
 
 def amx_kernel(
     name: str, isa: Amx, geometry: Geometry, tile: MatrixTile, weights: Array, bias: Array, offset: int,
-    requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
+    requantize: Requantize, bound: Array, fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel for constant weights; arguments as for `contraction.contraction_kernel`."""
     whole = in_steps(geometry, tile.step_quads)
@@ -141,11 +141,11 @@ def amx_kernel(
 
 def packed_amx_kernel(
     name: str, isa: Amx, geometry: Geometry, tile: MatrixTile, rescale: Rescale, constants: tuple[Array, ...],
-    fused: tuple[FusedOp, ...],
+    fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel for weights that are packed already: among the constants or, at run time, among the inputs."""
-    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
-    constants = (isa.tile_configuration(tile.tile_shapes), *constants)
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused.operations}
+    constants = (isa.tile_configuration(tile.tile_shapes), *constants, *fused.constants)
     return Kernel(
         name, amx_contraction, parameters, task_count(geometry, tile), constants,
         scratch_bytes=ACCUMULATORS * TILE_BYTES, extended=True,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from qcompiler.codegen.cpu.emit import Emitter, Expr, Registers, cast, constant, load, splat
-from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, pack_rows, pieces
+from qcompiler.codegen.cpu.epilogue import Epilogue, Fused, FusedOp, pack_rows, pieces
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
 from qcompiler.codegen.cpu.packed_weights import Blocks, channel_order, pack_units, pack_weights
@@ -129,7 +129,7 @@ def _position_blocks(geometry: Geometry, tile: Tile) -> int:
 
 def contraction_kernel(
     name: str, isa: VectorInstructionSet, geometry: Geometry, tile: Tile, weights: Array, bias: Array, offset: int,
-    requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
+    requantize: Requantize, bound: Array, fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel for constant weights.
 
@@ -144,8 +144,8 @@ def contraction_kernel(
     lane_bias = np.where(order < 0, 0, corrected).astype(np.int32)
     rescale = rescale_of(requantize, bound, isa)
     scales = rescale_constants(requantize, rescale, geometry.output_channels, order)
-    constants = (pack_weights(isa, in_units(isa, geometry, weights), blocks), lane_bias, *scales)
-    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
+    constants = (pack_weights(isa, in_units(isa, geometry, weights), blocks), lane_bias, *scales, *fused.constants)
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused.operations}
     return Kernel(name, contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
 
 

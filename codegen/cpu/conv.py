@@ -50,7 +50,7 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
     if (chosen := pays(isa, geometry, weights)) is not None:
         kernel = paired_kernel(
             "conv2d", isa, geometry, chosen, weights, merged.bias, offset_of(x, isa), op.requantize,
-            reachable_bound(op, x), fused_ops(group),
+            reachable_bound(op, x), fused_ops(group, isa),
         )  # fmt: skip
         if own_forms(choose_paired_tile(isa, geometry)):
             steps, source, _ = padded_input(isa, x, op.padding, bordered, f"{group.output.name}.padded")
@@ -61,7 +61,7 @@ def conv2d(group: Group, isa: VectorInstructionSet, bordered: bool = False, bord
         return [*steps, Step(kernel, names, group.output.name, geometry.output_bytes, group.names)]
     kernel = matrix_kernel(
         "conv2d", isa, geometry, weights, merged.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
-        fused_ops(group),
+        fused_ops(group, isa),
     )  # fmt: skip
     names = (source, *(t.name for t in others))
     steps.append(Step(kernel, names, group.output.name, geometry.output_bytes, group.names))

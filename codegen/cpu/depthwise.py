@@ -127,12 +127,14 @@ def depthwise(group: Group, isa: VectorInstructionSet, bordered: bool = False) -
     sums = op.weight.astype(np.int64).reshape(c, -1).sum(axis=1)
     bias = (op.bias.astype(np.int64) - (x.zero_point + isa.storage_offset) * sums).astype(np.int32)
     rescale = rescale_of(op.requantize, reachable_bound(op, x), isa)
+    fused = fused_ops(group, isa)
     constants = (
         _pack_weights(isa, op.weight[..., 0], geometry, tile, order),
         np.where(order < 0, 0, bias[np.maximum(order, 0)]).astype(np.int32).ravel(),
         *rescale_constants(op.requantize, rescale, c, order.ravel()),
+        *fused.constants,
     )
-    parameters = dict(geometry=geometry, tile=tile, rescale=rescale, fused=fused_ops(group))
+    parameters = dict(geometry=geometry, tile=tile, rescale=rescale, fused=fused.operations)
     chunks = order.shape[0]
     kernel = Kernel("depthwise", depthwise_template, parameters, n * -(-lines // tile[0]) * chunks, constants)
     names = (source, *(t.name for t in others))

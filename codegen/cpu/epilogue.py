@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from qcompiler.codegen.cpu.emit import Buffer, Emitter, Expr, load, shuffle, splat
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
@@ -19,18 +22,21 @@ from qcompiler.sim.integer_program import Add, Operation, Tensor
 
 @dataclass(frozen=True)
 class FusedOp:
-    """One operation, hashable. add: the result of `Add` with another tensor of the output's shape.
-
-    The fields are those of `integer_program.Add`, `multiplier_a` belonging to the fused value.
-    """
+    """What the code of one operation depends on, hashable. add: `Add` with another tensor of the output's shape."""
 
     kind: Literal["add"]
-    multiplier_a: int = 0
-    multiplier_b: int = 0
-    bias: int = 0
-    shift: int = 0
     minimum: int = -128
     maximum: int = 127
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """operations: a template parameter; constants: of the kernel, behind all others. Layers that differ in their
+    constants only share one kernel.
+    """
+
+    operations: tuple[FusedOp, ...] = ()
+    constants: tuple[npt.NDArray[Any], ...] = ()
 
 
 def fusable(op: Operation, tensors: Mapping[str, Tensor]) -> bool:
@@ -41,18 +47,19 @@ def fusable(op: Operation, tensors: Mapping[str, Tensor]) -> bool:
     return a.shape == b.shape
 
 
-def fused_ops(group: Group) -> tuple[FusedOp, ...]:
-    """What follows the group's root, as template parameters."""
-    out = []
+def fused_ops(group: Group, isa: VectorInstructionSet) -> Fused:
+    """What follows the group's root."""
+    out, constants = [], []
     previous = group.root.output
     for op in group.operations[1:]:
         assert isinstance(op, Add) and fusable(op, group.tensors), op
         ours, other = op.multiplier_a, op.multiplier_b
         if op.inputs[0] != previous:
             ours, other = other, ours
-        out.append(FusedOp("add", ours, other, op.bias, op.shift, op.minimum, op.maximum))
+        out.append(FusedOp("add", op.minimum, op.maximum))
+        constants.append(np.array(isa.add_constants(ours, other, op.bias, op.shift), dtype=np.int32))
         previous = op.output
-    return tuple(out)
+    return Fused(tuple(out), tuple(constants))
 
 
 def pack_rows(
@@ -90,11 +97,13 @@ class Epilogue:
     def __init__(self, isa: VectorInstructionSet, emitter: Emitter, fused: tuple[FusedOp, ...], elements: int) -> None:
         self._isa, self._e, self._fused = isa, emitter, fused
         self._operands: list[Buffer] = [
-            emitter.buffer(f"other{i}", elements, self._isa.storage) for i, op in enumerate(fused) if op.kind == "add"
+            emitter.buffer(f"other{i}", elements, self._isa.storage) for i in range(len(fused))
         ]
 
     def constants(self) -> None:
-        """Declares the constants; an addition has none beyond its parameters."""
+        """Declares the constants, in the order of `Fused.constants`."""
+        count = self._isa.add_scalars
+        self._scalars = [self._e.buffer(f"add{i}", count, "int32") for i in range(len(self._fused))]
 
     def finish(self, packed: Expr, at: list[Expr], operand_at: list[Expr], width: int, valid: int, y: Buffer) -> None:
         """Apply the operations and store `valid` of the `width` bytes of each row.
@@ -103,10 +112,10 @@ class Epilogue:
         """
         lanes = self._isa.lanes(4)
         count = 4 * lanes
-        operands = iter(self._operands)
-        for op in self._fused:
-            other = self._rows(next(operands), operand_at, width, valid, count)
-            packed = self._isa.rescaled_add(packed, other, op.multiplier_a, op.multiplier_b, op.bias, op.shift, lanes)
+        for op, operand, scalars in zip(self._fused, self._operands, self._scalars, strict=True):
+            other = self._rows(operand, operand_at, width, valid, count)
+            numbers = [load(scalars, i, 1) for i in range(self._isa.add_scalars)]
+            packed = self._isa.rescaled_add(packed, other, numbers, lanes)
             packed = self._isa.clamp_bytes(packed, op.minimum, op.maximum, count)
             packed = self._e.bind(packed, f"{self._isa.storage}x{count}", "bytes")
         for row, index in enumerate(at):

@@ -33,7 +33,7 @@ def dense(group: Group, isa: VectorInstructionSet) -> list[Step]:
     geometry = _lines((), m, n, k)
     kernel = matrix_kernel(
         "dense", isa, geometry, weights, op.bias, offset_of(x, isa), op.requantize, reachable_bound(op, x),
-        fused_ops(group),
+        fused_ops(group, isa),
     )  # fmt: skip
     steps, source = _operand(isa, group, x, m)
     names = (source, *(t.name for t in group.inputs[1:]))
@@ -100,7 +100,7 @@ def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None =
         sources.append(steps[-1].output)
     rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64), isa)
     constants = rescale_constants(op.requantize, rescale, n, lane_order(isa, geometry, blocks))
-    kernel = packed_kernel("matmul", isa, geometry, rescale, constants, fused_ops(group))
+    kernel = packed_kernel("matmul", isa, geometry, rescale, constants, fused_ops(group, isa))
     names = (*sources, *(t.name for t in others))
     steps.append(Step(kernel, names, name, group.output.bytes, group.names))
     return steps

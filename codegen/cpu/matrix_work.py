@@ -11,7 +11,7 @@ from qcompiler.codegen.cpu import amx_contraction
 from qcompiler.codegen.cpu.amx_contraction import MatrixTile
 from qcompiler.codegen.cpu.amx_tiles import choose_matrix_tile, rank_matrix_tiles
 from qcompiler.codegen.cpu.contraction import Geometry, Tile, contraction, contraction_kernel, task_count
-from qcompiler.codegen.cpu.epilogue import FusedOp
+from qcompiler.codegen.cpu.epilogue import Fused
 from qcompiler.codegen.cpu.isa.amx import Amx
 from qcompiler.codegen.cpu.isa.base import Array, VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
@@ -53,7 +53,7 @@ def candidate_tilings(isa: VectorInstructionSet, geometry: Geometry, count: int)
 
 def matrix_kernel(
     name: str, isa: VectorInstructionSet, geometry: Geometry, weights: Array, bias: Array, offset: int,
-    requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
+    requantize: Requantize, bound: Array, fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel for constant weights; see `contraction.contraction_kernel` for the arguments."""
     tile = _chosen.get().get(geometry) or default_tiling(isa, geometry)
@@ -65,11 +65,12 @@ def matrix_kernel(
 
 def packed_kernel(
     name: str, isa: VectorInstructionSet, geometry: Geometry, rescale: Rescale, constants: tuple[Array, ...],
-    fused: tuple[FusedOp, ...],
+    fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel for weights packed at run time (`operand_packing`); constants: those of the requantisation."""
     if isinstance(isa, Amx) and (matrix_tile := choose_matrix_tile(isa, geometry)) is not None:
         return amx_contraction.packed_amx_kernel(name, isa, geometry, matrix_tile, rescale, constants, fused)
     tile = choose_tile(isa, geometry)
-    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused}
-    return Kernel(name, contraction, parameters, task_count(geometry, tile, isa.lanes(4)), constants)
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused.operations}
+    tasks = task_count(geometry, tile, isa.lanes(4))
+    return Kernel(name, contraction, parameters, tasks, (*constants, *fused.constants))

@@ -13,7 +13,7 @@ quads.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from qcompiler.codegen.cpu.byte_forms import forms_bytes, plane_bytes, store_for
 from qcompiler.codegen.cpu.byte_products import Products, products
 from qcompiler.codegen.cpu.contraction import Geometry, Tile
 from qcompiler.codegen.cpu.emit import Expr, Registers, bits, constant, load
-from qcompiler.codegen.cpu.epilogue import FusedOp
+from qcompiler.codegen.cpu.epilogue import Fused, FusedOp
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
 from qcompiler.codegen.cpu.packed_weights import channel_order
@@ -38,14 +38,6 @@ HEADER = 4  # table entries of a vector before its quads
 MOST_INSTRUCTIONS = 3.8  # a quad: above, one vector at a time costs more than bytes save
 LEAST_QUADS = 16  # of the window: below, the epilogue decides
 MOST_POSITIONS = 8  # 11 would fit beside two weights, two products and ones, and are slower
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Sizes of the two weight buffers, in elements, for the template."""
-
-    bytes: int
-    words: int
 
 
 def _in_lanes(isa: VectorInstructionSet, geometry: Geometry, weights: Array, vectors: int) -> Array:
@@ -124,7 +116,7 @@ def _form_elements(geometry: Geometry, tile: Tile) -> int:
 
 def paired_kernel(
     name: str, isa: VectorInstructionSet, geometry: Geometry, chosen: Products, weights: Array, bias: Array,
-    offset: int, requantize: Requantize, bound: Array, fused: tuple[FusedOp, ...],
+    offset: int, requantize: Requantize, bound: Array, fused: Fused,
 ) -> Kernel:  # fmt: skip
     """The kernel; chosen: by `pays`; other arguments as of `contraction.contraction_kernel`.
 
@@ -156,10 +148,9 @@ def paired_kernel(
     rescale = rescale_of(requantize, bound, isa)
     constants: tuple[Array, ...] = (
         byte_weights, words, np.array(table, dtype=np.int32), lane_bias,
-        *rescale_constants(requantize, rescale, geometry.output_channels, order),
+        *rescale_constants(requantize, rescale, geometry.output_channels, order), *fused.constants,
     )  # fmt: skip
-    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused,
-                  "streams": Streams(byte_weights.size, words.size)}  # fmt: skip
+    parameters = {"geometry": geometry, "tile": tile, "rescale": rescale, "fused": fused.operations}
     tasks = contraction.task_count(geometry, tile, isa.lanes(4))
     scratch = forms_bytes(elements) if own_forms(tile) else 0
     return Kernel(name, paired_contraction, parameters, tasks, constants, scratch)
@@ -174,25 +165,17 @@ def _window(geometry: Geometry) -> npt.NDArray[np.int64]:
 
 
 def paired_contraction(
-    isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...],
-    streams: Streams,
-) -> Any:  # fmt: skip
+    isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...]
+) -> Any:
     """The PrimFunc. Buffers: the input or its forms, the fused operations' second operands; constants:
 
     bytes, words, table, bias, scales, the fused operations' own; the output.
     """
-    return _Writer(isa, geometry, tile, rescale, fused, streams).function()
+    return _Writer(isa, geometry, tile, rescale, fused).function()
 
 
 class _Writer(contraction.Writer):
     """The contraction with another inner loop."""
-
-    def __init__(
-        self, isa: VectorInstructionSet, geometry: Geometry, tile: Tile, rescale: Rescale, fused: tuple[FusedOp, ...],
-        streams: Streams,
-    ) -> None:  # fmt: skip
-        self.streams = streams
-        super().__init__(isa, geometry, tile, rescale, fused)
 
     def input_buffers(self) -> None:
         self.elements = _form_elements(self.geometry, self.tile)
@@ -224,8 +207,9 @@ class _Writer(contraction.Writer):
 
     def weight_buffers(self) -> None:
         e = self.e
-        self.bytes = e.buffer("bytes", self.streams.bytes, "int8")
-        self.words = e.buffer("words", self.streams.words, "int16")
+        # Each holds what the other does not: how much is data, so that layers with other weights share the code.
+        self.bytes = e.buffer("bytes", self.group_weights * self.geometry.groups, "int8")
+        self.words = e.buffer("words", self.group_weights * self.geometry.groups, "int16")
         self.table = e.buffer("table", self.padded // self.lanes * (HEADER + self.window_units), "int32")
         self.bias = e.buffer("bias", self.padded, "int32")
 

@@ -129,12 +129,14 @@ def winograd_steps(
     blocks = Blocks(isa.lanes(4), channels, VECTORS)
     order = channel_order(isa, blocks)
     rescale = rescale_of(op.requantize, reachable_bound(op, group.inputs[0]), isa)
+    fused = fused_ops(group, isa)
     constants = (
         _pack_weights(isa, op.weight, order),
         _pack_bias(isa, op, offset, order),
         *rescale_constants(op.requantize, rescale, channels, order),
+        *fused.constants,
     )
-    parameters = {"geometry": geometry, "rescale": rescale, "fused": fused_ops(group)}
+    parameters = {"geometry": geometry, "rescale": rescale, "fused": fused.operations}
     scratch = ELEMENTS * geometry.chunk_tiles * VECTORS * isa.vector_bytes
     kernel = Kernel(
         "winograd", winograd, parameters, blocks.count * shape[0] * geometry.chunks, constants, scratch

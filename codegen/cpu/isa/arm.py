@@ -112,14 +112,13 @@ class Neon(VectorInstructionSet):
             return super().multiply_high_round(a, b, words)
         return intrinsic("llvm.aarch64.neon.sqrdmulh.v8i16", "int16x8", a, b)
 
-    def rescaled_add(
-        self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
-    ) -> Expr:
+    def rescaled_add(self, a: Expr, b: Expr, scalars: Sequence[Expr], lanes: int) -> Expr:
+        multiplier_a, multiplier_b, bias, shift = (splat(s, "int32", lanes) for s in scalars)
         sums = []
         for v in range(4):
             wide = [cast(shuffle([x], range(lanes * v, lanes * (v + 1))), f"int32x{lanes}") for x in (a, b)]
-            total = wide[0] * splat(multiplier_a, "int32", lanes) + wide[1] * splat(multiplier_b, "int32", lanes)
-            sums.append(tirx.shift_right(total + splat(bias, "int32", lanes), splat(shift, "int32", lanes)))
+            total = wide[0] * multiplier_a + wide[1] * multiplier_b
+            sums.append(tirx.shift_right(total + bias, shift))
         return self.pack(sums, lanes)
 
     def table_look_up(self, e: Emitter, table: Buffer) -> Callable[[Expr, int], Expr]:

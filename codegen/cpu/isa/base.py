@@ -99,6 +99,11 @@ class VectorInstructionSet(InstructionSet):
     opaque_loops: bool = False
 
     @property
+    def add_scalars(self) -> int:
+        """How many numbers `add_constants` gives."""
+        return len(self.add_constants(1, 1, 0, 1))
+
+    @property
     def peak_macs(self) -> float:
         return self.dots_per_cycle * self.lanes(4) * self.block.depth
 
@@ -293,9 +298,11 @@ class VectorInstructionSet(InstructionSet):
         return acc
 
     # ------------------------------------------------------------------------------------- fused steps
-    def rescaled_add(
-        self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
-    ) -> Expr:
+    def add_constants(self, multiplier_a: int, multiplier_b: int, bias: int, shift: int) -> list[int]:
+        """The numbers of a `numerics.add` as `rescaled_add` wants them, `add_scalars` of int32."""
+        return [multiplier_a, multiplier_b, bias, shift]
+
+    def rescaled_add(self, a: Expr, b: Expr, scalars: Sequence[Expr], lanes: int) -> Expr:
         """`numerics.add` of two stored byte vectors (4 * lanes bytes), saturated to int8, as stored bytes."""
         raise NotImplementedError  # pragma: no cover - abstract
 

@@ -136,22 +136,28 @@ class X86(VectorInstructionSet):
             intrinsic(self._SHUFFLE[count], f"int8x{count}", entries, bits(index, f"int8x{count}")), f"uint8x{count}"
         )
 
-    def rescaled_add(
-        self, a: Expr, b: Expr, multiplier_a: int, multiplier_b: int, bias: int, shift: int, lanes: int
-    ) -> Expr:
-        count = 4 * lanes
-        zero = splat(0, "uint8", count)
+    def add_constants(self, multiplier_a: int, multiplier_b: int, bias: int, shift: int) -> list[int]:
+        """Both multipliers in one word, the bias for stored bytes, the shift."""
         # Stored bytes are q + 128: the bias takes the 128s back, and puts one onto the result.
         bias = bias - 128 * (multiplier_a + multiplier_b) + (128 << shift)
         pair = (multiplier_a & 0xFFFF) | (multiplier_b & 0xFFFF) << 16
-        multipliers = bits(splat(pair - (1 << 32 if pair >> 31 else 0), "int32", lanes), f"int16x{2 * lanes}")
+        return [pair - (1 << 32 if pair >> 31 else 0), bias, shift]
+
+    # One shift amount a lane: the form with one for all is two instructions inside the processor.
+    _SHIFT = {4: "llvm.x86.avx2.psrav.d", 8: "llvm.x86.avx2.psrav.d.256", 16: "llvm.x86.avx512.psrav.d.512"}
+
+    def rescaled_add(self, a: Expr, b: Expr, scalars: Sequence[Expr], lanes: int) -> Expr:
+        count = 4 * lanes
+        zero = splat(0, "uint8", count)
+        pair, bias, shift = (splat(s, "int32", lanes) for s in scalars)
+        multipliers = bits(pair, f"int16x{2 * lanes}")
         sums = []
         for high in (False, True):
             mixed = unpack(a, b, 1, high, count)  # a0 b0 a1 b1 ...
             for high_half in (False, True):
                 wide = bits(unpack(mixed, zero, 1, high_half, count), f"int16x{2 * lanes}")
-                total = self.add_pairs(splat(bias, "int32", lanes), wide, multipliers, lanes)
-                sums.append(tirx.shift_right(total, splat(shift, "int32", lanes)))
+                total = self.add_pairs(bias, wide, multipliers, lanes)
+                sums.append(intrinsic(self._SHIFT[lanes], f"int32x{lanes}", total, shift))
         return self.pack(sums, lanes)
 
 
