@@ -26,6 +26,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
 from qcompiler.codegen.cpu.matrix_work import Tiling, tilings
+from qcompiler.codegen.cpu.object_cache import kernel_digest, object_cache
 from qcompiler.codegen.cpu.target import CpuTarget
 from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier, step_title
 from qcompiler.codegen.example import example_files, library_rules
@@ -147,7 +148,7 @@ def build(
         )
     compile_c = _CCompiler(target.toolchain.tool) if missing is None else None
     say = progress or _Silent()
-    constants = _Constants()
+    constants, cache = _Constants(), object_cache()
     levels, plans, batches = [], [], []
     with (
         tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder,
@@ -164,7 +165,7 @@ def build(
                     lowered = lower(program, isa)
                 symbols, kernels = _symbols(lowered.steps, isa, known)
                 # LLVM works while the next level is lowered.
-                batches += submit_kernels(pool, kernels, isa, work, BATCH if compile_c else max(len(kernels), 1))
+                batches += submit_kernels(pool, kernels, isa, work, BATCH if compile_c else None, cache)
                 plan = _plan(lowered)
                 levels.append(
                     Level(
@@ -190,6 +191,8 @@ def build(
             for _ in say.track((kernel for b in batches for kernel in [b.file.result()] * b.kernels), compiled):
                 pass
         objects = [batch.file.result() for batch in batches]
+        if cache:
+            cache.trim()
         if compile_c:
             with say.stage("link"):
                 compile_c.link(pool, work, [*(part.result() for part in parts), *objects], prefix)
@@ -232,7 +235,7 @@ def _symbols(
         level = code_level(isa, step.kernel).name
         key = (level, step.kernel.key)
         if key not in known:
-            known[key] = f"{identifier(level)}_{len(known)}_{identifier(step.kernel.name)}"
+            known[key] = f"{identifier(level)}_{kernel_digest(step.kernel)}_{identifier(step.kernel.name)}"
             kernels[known[key]] = step.kernel
         symbols.append(known[key])
     return symbols, kernels

@@ -52,6 +52,7 @@ NARROW_OBSERVER = "mse"
 GROUP_BYTES = 1 << 29
 """Observed tensors of one ONNX Runtime session, for one batch, at most (unless a single one is larger)."""
 BATCH_BYTES = 1 << 25
+KEPT_BYTES = 1 << 26
 MAX_BATCH = 32
 
 
@@ -186,6 +187,10 @@ class FloatExecutor:
         for name, value in self.run(samples):
             yield name, self.restore(name, value)
 
+    def covers(self, tensors: Iterable[str]) -> bool:
+        """Whether all of them are handed out."""
+        return set(tensors) <= {*self.inputs, *self._where}
+
     def restore(self, name: str, value: Array) -> Array:
         """A value that `run` handed out, in the canonical tensor's own axis order; a view."""
         return self._where[name].restore(name, value) if name in self._where else value
@@ -201,6 +206,36 @@ def _groups(names: Sequence[str], sizes: Mapping[str, int], batch: int) -> list[
         groups[-1].append(name)
         used += sizes[name] * batch
     return groups
+
+
+class FloatRuns:
+    """What calibration leaves for whoever compares with the float model: its sessions and the outputs it saw.
+
+    executor: hands out at least the tensors that become int8, and the outputs; None before calibration. outputs: of the
+    first samples, by name, in the canonical tensors' own axis order.
+    """
+
+    def __init__(self, samples: int) -> None:
+        """samples: how many to keep the outputs of, at most KEPT_BYTES of them."""
+        self.executor: FloatExecutor | None = None
+        self.outputs: list[dict[str, Array]] = []
+        self._most, self._bytes, self._parts = samples, 0, dict[str, list[Array]]()
+
+    def keep(self, name: str, value: Array) -> None:
+        """One output for one batch; all outputs of a batch come before those of the next."""
+        assert self.executor is not None
+        graph = self.executor.graph
+        rows = max(graph.types[name].shape[0], 1) if graph.types[name].shape else 1
+        parts = np.split(value, len(value) // rows) if value.ndim and len(value) > rows else [value]
+        self._parts[name] = [np.array(part) for part in parts]
+        if len(self._parts) < len(set(graph.outputs)):
+            return
+        for i in range(len(parts)):
+            sample = {n: self._parts[n][i] for n in self._parts}
+            self._bytes += sum(part.nbytes for part in sample.values())
+            if len(self.outputs) < self._most and self._bytes <= KEPT_BYTES:
+                self.outputs.append(sample)
+        self._parts = {}
 
 
 # --------------------------------------------------------------------------------------- calibration
@@ -221,16 +256,23 @@ class ChannelMeans:
 
 def observe(
     graph: Graph, names: Sequence[str], samples: Samples, make: Callable[[str], Observer],
-    averaged: Iterable[str] = (), progress: Progress | None = None,
+    averaged: Iterable[str] = (), progress: Progress | None = None, floats: FloatRuns | None = None,
+    more: Iterable[str] = (),
 ) -> tuple[dict[str, Observer], dict[str, npt.NDArray[np.float64]]]:  # fmt: skip
     """One observer for each of `names`, made from the name; the channel means of the tensors `averaged`.
 
+    floats: is left the executor, which hands out the tensors `more`, too, and the outputs.
     Raises CalibrationError naming a tensor that is not finite.
     """
     observers = {name: make(name) for name in names}
     means = {name: ChannelMeans(graph.types[name].shape[-1]) for name in averaged}
-    executor = FloatExecutor(graph, list(dict.fromkeys((*names, *means))))
+    left = (*more, *graph.outputs) if floats else ()
+    executor = FloatExecutor(graph, list(dict.fromkeys((*names, *means, *left))))
+    if floats:
+        floats.executor = executor
     for name, value in executor.run(samples, progress):
+        if floats and name in graph.outputs:
+            floats.keep(name, executor.restore(name, value))
         if not value.size:
             continue
         try:
@@ -249,6 +291,7 @@ def calibrate(
     observer: str = DEFAULT_OBSERVER,
     progress: Progress | None = None,
     widths: Widths = FULL,
+    floats: FloatRuns | None = None,
     **options: Any,
 ) -> Calibration:
     """Scale and zero point of every tensor that becomes int8, by its name, and the channel means behind weights.
@@ -256,7 +299,7 @@ def calibrate(
     module: canonical float module. samples: any iterable of {input name: array}; consumed once. observer: a name
     from `observers.OBSERVERS`, options: its parameters. progress: called with the number of samples done. widths: of
     the array's operands; where they are narrow, samples are gone through twice, and the default observer of narrow
-    tensors is `NARROW_OBSERVER`.
+    tensors is `NARROW_OBSERVER`. floats: is left what the float model gave.
 
     Raises CalibrationError for samples that do not fit the model, and for a tensor whose values collapse (not
     finite, all zero, or a range beyond float32 scales): int8 cannot represent it, and other inputs would show that.
@@ -283,7 +326,7 @@ def calibrate(
     weighted = [
         n.inputs[0] for n in graph.nodes if n.op in MATRIX and n.name not in fusion.reasons and has_weight(graph, n)
     ]
-    observers, means = observe(graph, names, samples, make, weighted, progress)
+    observers, means = observe(graph, names, samples, make, weighted, progress, floats, fusion.quantised)
     ranges = {name: seen.range() for name, seen in observers.items()}
     result: dict[str, Parameters] = {}
     for group in groups:

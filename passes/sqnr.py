@@ -48,15 +48,18 @@ def layer_sqnr(module: tvm.IRModule, program: IntegerProgram, samples: Samples, 
 
 
 def sqnr_of_runs(
-    graph: Graph, program: IntegerProgram, runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]
-) -> dict[str, float]:
+    graph: Graph, program: IntegerProgram, runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    executor: FloatExecutor | None = None,
+) -> dict[str, float]:  # fmt: skip
     """As `layer_sqnr`. runs: samples, and for each all tensors as `sim.reference` computes them.
 
-    Float results come from ONNX Runtime; integer ones are dequantised.
+    executor: one to use if it has all tensors. Float results come from ONNX Runtime; integer ones are dequantised.
     """
     origin = {n: f for n in program.tensors if (f := float_name(program, n, graph.types)) and f not in graph.constants}
     wanted = list(dict.fromkeys(origin.values()))
-    executor = FloatExecutor(graph, [n for n in wanted if graph.types[n].dtype == "float32"], batch=1)
+    wanted = [n for n in wanted if graph.types[n].dtype == "float32"]
+    if executor is None or not executor.covers(wanted):
+        executor = FloatExecutor(graph, wanted, batch=1)
     signal: dict[str, float] = dict.fromkeys(origin, 0.0)
     noise = dict(signal)
     for sample, values in runs:

@@ -7,7 +7,7 @@ samples, f the float model's value and q the integer program's, dequantised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,13 +60,22 @@ class OutputAccuracy:
 
 
 def output_accuracy(
-    graph: Graph, program: IntegerProgram, execute: Callable[[Values], Values], samples: Iterable[Values]
-) -> OutputAccuracy:
-    """Compare what `execute` (the compiled library, or the reference) returns with the float model's outputs."""
-    model, result = FloatExecutor(graph, graph.outputs), OutputAccuracy({n: Noise() for n in program.outputs})
+    graph: Graph, program: IntegerProgram, execute: Callable[[Values], Values], samples: Iterable[Values],
+    known: Sequence[Values] = (),
+) -> OutputAccuracy:  # fmt: skip
+    """Compare what `execute` (the compiled library, or the reference) returns with the float model's outputs.
+
+    known: these, of the first samples.
+    """
+    model, result = None, OutputAccuracy({n: Noise() for n in program.outputs})
     pairs = list(zip(graph.outputs, program.outputs, strict=True))
-    for sample in samples:
-        expected, actual = dict(model.run_canonical([sample])), execute(sample)
+    for i, sample in enumerate(samples):
+        if i < len(known):
+            expected = known[i]
+        else:
+            model = model or FloatExecutor(graph, graph.outputs)
+            expected = dict(model.run_canonical([sample]))
+        actual = execute(sample)
         for float_name, name in pairs:
             result.noise[name].add(expected[float_name], real_values(actual[name], program.tensors[name]))
         float_name, name = pairs[0]

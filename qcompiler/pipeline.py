@@ -19,7 +19,7 @@ from qcompiler.data import Samples, Source
 from qcompiler.frontend.onnx import import_onnx
 from qcompiler.output import new_directory, new_file
 from qcompiler.passes import base
-from qcompiler.passes.calibrate import DEFAULT_OBSERVER, calibrate
+from qcompiler.passes.calibrate import DEFAULT_OBSERVER, FloatRuns, calibrate
 from qcompiler.passes.canonical import canonical_pipeline
 from qcompiler.passes.export_onnx import export
 from qcompiler.passes.graph import Graph, read
@@ -116,11 +116,13 @@ def _one_of(option: str, value: str, known: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A model on its way: the canonical float graph, the quantised module, and the samples it was calibrated on."""
+    """A model on its way: the canonical float graph, the quantised module, the samples it was calibrated on, and what
+    the float model gave on them."""
 
     float_module: tvm.IRModule
     module: tvm.IRModule
     samples: Samples | None
+    floats: FloatRuns | None = None
 
     @property
     def carried(self) -> bool:
@@ -214,11 +216,12 @@ def quantise_model(
         )
     with progress.stage("calibrate"):
         tracked = progress.track(samples) if widths == FULL else samples  # else it goes through them twice
-        ranges = calibrate(module, tracked, observer=options.observer, widths=widths)
+        floats = FloatRuns(OUTPUT_SAMPLES)
+        ranges = calibrate(module, tracked, observer=options.observer, widths=widths, floats=floats)
     with progress.stage("quantise"):
         quantised = run(base.Pipeline((Quantize(ranges),)), module)
     run.report()
-    return Quantised(module, quantised, samples)
+    return Quantised(module, quantised, samples, floats)
 
 
 def quantise_to_onnx(
@@ -283,12 +286,15 @@ def _measure(
                 _check_equal(program, values, execute(sample))
             yield sample, values
 
-    tensors = sqnr_of_runs(graph, program, runs())
+    floats = quantised.floats or FloatRuns(0)
+    tensors = sqnr_of_runs(graph, program, runs(), floats.executor)
     if execute is not None:
         many = within_budget(program, quantised.samples, backend.macs_to_measure, OUTPUT_SAMPLES)
-        outputs = output_accuracy(graph, program, execute, many)
+        outputs = output_accuracy(graph, program, execute, many, floats.outputs)
     else:
-        outputs = output_accuracy(graph, program, lambda sample: reference.execute(program, sample), few)
+        outputs = output_accuracy(
+            graph, program, lambda sample: reference.execute(program, sample), few, floats.outputs
+        )
     verified = len(few) if comparable else 0
     return Accuracy(tensors, len(few), outputs.sqnr_db, outputs.samples, outputs.agreement, verified)
 

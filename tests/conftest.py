@@ -18,6 +18,9 @@ settings.load_profile("qcompiler")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The tests' own cache of compiled kernels, not the user's.
+os.environ["QCOMPILER_CACHE"] = str(ROOT / ".pytest_cache" / "qcompiler")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -21,6 +21,7 @@ from tvm import s_tir, tirx
 from qcompiler.codegen.cpu.emit import EXPLICIT
 from qcompiler.codegen.cpu.instruction_set import InstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel
+from qcompiler.codegen.cpu.object_cache import ObjectCache, batch_key, kernel_digest
 
 
 def _on_stack(body: Any) -> Any:
@@ -125,7 +126,7 @@ def code_level(isa: Any, kernel: Kernel) -> Any:
     return isa if kernel.extended or isa.base is None else isa.base
 
 
-BATCH = 6  # kernels in one object: LLVM's start and end take as long as a small kernel, and threads want several
+BATCH = 6  # kernels in one object, about: LLVM's start and end take as long as a small kernel; threads want several
 
 
 @dataclass(frozen=True)
@@ -137,25 +138,45 @@ class Batch:
 
 
 def submit_kernels(
-    pool: Executor, kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path, batch: int = BATCH
-) -> list[Batch]:
+    pool: Executor, kernels: Mapping[str, Kernel], isa: InstructionSet, directory: Path, batch: int | None = BATCH,
+    cache: ObjectCache | None = None,
+) -> list[Batch]:  # fmt: skip
     """Schedule and compile kernels, by symbol and one of each key, into object files in `directory`.
 
     LLVM works outside the interpreter lock, so a pool of threads uses as many processors. What is in a batch depends
-    on nothing but the kernels: the same program gives the same bytes on every machine. batch: kernels in one object.
+    on nothing but the kernels: the same program gives the same bytes on every machine. batch: kernels in one object,
+    on average; None for all. cache: of objects.
     """
 
     def compile_batch(level: Any, symbols: Sequence[str]) -> Path:
-        functions = {s: kernels[s].template(level, **kernels[s].parameters) for s in symbols}
+        key = batch_key(level, ((s, kernels[s]) for s in symbols)) if cache else ""
+        code = cache.read(key) if cache else None
+        if code is None:
+            functions = {s: kernels[s].template(level, **kernels[s].parameters) for s in symbols}
+            code = _object(compile_functions(functions, level))
+            if cache:
+                cache.write(key, code)
         path = directory / f"{symbols[0]}.o"
-        path.write_bytes(_object(compile_functions(functions, level)))
+        path.write_bytes(code)
         return path
 
     by_level: dict[Any, list[str]] = {}
     for symbol, kernel in kernels.items():
         by_level.setdefault(code_level(isa, kernel), []).append(symbol)
-    batches = [(lv, names[i : i + batch]) for lv, names in by_level.items() for i in range(0, len(names), batch)]
+    batches = [(level, names) for level, all_ in by_level.items() for names in _batches(all_, kernels, batch)]
     return [Batch(len(names), pool.submit(compile_batch, level, names)) for level, names in batches]
+
+
+def _batches(symbols: Sequence[str], kernels: Mapping[str, Kernel], batch: int | None) -> list[list[str]]:
+    """Cut behind kernels that their own digest chooses, so that one kernel more or less changes one batch only."""
+    if batch is None:
+        return [list(symbols)]
+    out: list[list[str]] = [[]]
+    for symbol in symbols:
+        out[-1].append(symbol)
+        if int(kernel_digest(kernels[symbol]), 16) % batch == 0 or len(out[-1]) == 2 * batch:
+            out.append([])
+    return [names for names in out if names]
 
 
 @contextmanager

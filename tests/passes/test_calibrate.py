@@ -7,7 +7,7 @@ import pytest
 from relax_modules import conv, module, unary
 from tvm.relax import op as R
 
-from qcompiler.passes.calibrate import FloatExecutor, calibrate
+from qcompiler.passes.calibrate import FloatExecutor, FloatRuns, calibrate
 from qcompiler.passes.graph import read
 from qcompiler.passes.quantize import Quantize
 from qcompiler.passes.rewrite import const
@@ -73,6 +73,25 @@ def test_batches_observe_what_single_samples_do():
     b = np.concatenate([v for _, v in alone.run_canonical(data)])
     assert a.shape == (5, 4, 4, 8)
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_the_first_samples_are_kept_and_the_executor_is_left():
+    model, data = relu_module(), samples(5)
+    floats = FloatRuns(3)
+    calibrate(model, data, floats=floats)
+    alone = FloatExecutor(read(model), ["y"], batch=1)
+    assert len(floats.outputs) == 3 and floats.executor is not None and floats.executor.batch > 1
+    for kept, sample in zip(floats.outputs, data, strict=False):
+        assert list(kept) == ["y"] and kept["y"].shape == (1, 4, 4, 8)
+        np.testing.assert_allclose(kept["y"], dict(alone.run_canonical([sample]))["y"], rtol=1e-5, atol=1e-6)
+    assert floats.executor.covers(["x", "y"]) and not floats.executor.covers(["y", "conv"])
+
+
+def test_only_so_many_bytes_of_outputs_are_kept(monkeypatch):
+    monkeypatch.setattr("qcompiler.passes.calibrate.KEPT_BYTES", 2 * 4 * 4 * 4 * 8)
+    floats = FloatRuns(100)
+    calibrate(relu_module(), samples(40), floats=floats)
+    assert len(floats.outputs) == 2
 
 
 def test_the_leading_axis_of_one_may_be_left_out():
