@@ -187,13 +187,14 @@ class Node:
     def __init__(self, table: EnergyTable, node_nm: int) -> None:
         self.table, self.node_nm = table, node_nm
         pj, um2 = table.energy_pj, table.area_um2
+        self._cells: dict[tuple[int, int], tuple[Quantity, Quantity]] = {}
         self.add, self.multiply = pj.int32_add.at(node_nm), pj.int8_multiply.at(node_nm)
-        self.mac = self.multiply.plus(self.add)
         self.requantization = pj.int32_multiply.at(node_nm).plus(self.add * 2)
         self.small, self.large = pj.sram_8kib_64bit.at(node_nm), pj.sram_1mib_64bit.at(node_nm)
         flop, adder = um2.flip_flop.at(node_nm), um2.int32_adder.at(node_nm)
         # A lane: a MAC, the requantisation's multiplier, two more adders, its look-up memory in flip-flops.
-        lane = self.array_mac_um2(8, 8).plus(um2.int32_multiplier.at(node_nm)).plus(adder * 2)
+        self.mac, cell = self.array_mac(8, 8)
+        lane = cell.plus(um2.int32_multiplier.at(node_nm)).plus(adder * 2)
         self.lane_um2 = lane.plus(flop * (LANE_FLIP_FLOPS + 8 * LOOK_UP_BYTES))
         self.bit_um2 = um2.sram_bit.at(node_nm)
         self.sram_uw = table.leakage.sram_uw_per_kib.at(node_nm)
@@ -202,25 +203,22 @@ class Node:
         self._external: dict[str, Quantity] = {}
         self._macros: dict[tuple[int, int], Quantity] = {}
 
-    def _width(self, weight_bits: int, activation_bits: int) -> Quantity:
-        """A multiplier of these widths, as a factor of an 8-bit one."""
-        exponent, ratio = self.table.factors.multiplier_width.quantity, weight_bits * activation_bits / 64
-        # Below 8 bits a large exponent makes a small multiplier: the bounds cross over.
-        return Quantity(ratio**exponent.value, *sorted((ratio**exponent.low, ratio**exponent.high)))
-
-    def array_mac(self, weight_bits: int, activation_bits: int) -> Quantity:
-        """pJ of a multiply-accumulate in an array of these operands."""
-        factor = self._width(weight_bits, activation_bits)
-        return Quantity(*(e * f for e, f in zip(self.multiply, factor, strict=True))).plus(self.add)
-
-    def array_mac_um2(self, weight_bits: int, activation_bits: int) -> Quantity:
-        """um2 of one cell of such an array: multiplier, adder, registers of weight, shadow weight, activation (each a
-        bit wider than its operand: minus a zero point) and partial sum."""
-        um2, factor = self.table.area_um2, self._width(weight_bits, activation_bits)
-        multiplier = um2.int8_multiplier.at(self.node_nm)
-        registers = um2.flip_flop.at(self.node_nm) * (2 * (weight_bits + 1) + activation_bits + 1 + ADD_BITS)
-        cell = Quantity(*(a * f for a, f in zip(multiplier, factor, strict=True)))
-        return cell.plus(um2.int32_adder.at(self.node_nm)).plus(registers)
+    def array_mac(self, weight_bits: int, activation_bits: int) -> tuple[Quantity, Quantity]:
+        """pJ of a multiply-accumulate in an array of these operands, and um2 of a cell of it: multiplier, adder,
+        registers of weight, shadow weight, activation (a bit wider each: minus a zero point) and partial sum."""
+        if (weight_bits, activation_bits) not in self._cells:
+            exponent, ratio = self.table.factors.multiplier_width.quantity, weight_bits * activation_bits / 64
+            # Below 8 bits a large exponent makes a small multiplier: the bounds cross over.
+            factor = Quantity(ratio**exponent.value, *sorted((ratio**exponent.low, ratio**exponent.high)))
+            um2 = self.table.area_um2
+            spent, size = (
+                Quantity(*(q * f for q, f in zip(quantity, factor, strict=True)))
+                for quantity in (self.multiply, um2.int8_multiplier.at(self.node_nm))
+            )
+            registers = um2.flip_flop.at(self.node_nm) * (2 * (weight_bits + 1) + activation_bits + 1 + ADD_BITS)
+            size = size.plus(um2.int32_adder.at(self.node_nm)).plus(registers)
+            self._cells[weight_bits, activation_bits] = spent.plus(self.add), size
+        return self._cells[weight_bits, activation_bits]
 
     def sram_byte(self, size_bytes: int) -> Quantity:
         """pJ of one byte of an SRAM of this capacity."""
@@ -269,7 +267,7 @@ def prices(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     node = table.at(machine.process_nm)
     main = node.external_byte(machine.main_memory)
     result = {
-        "array_macs": node.array_mac(machine.matrix.weight_bits, machine.matrix.activation_bits),
+        "array_macs": node.array_mac(machine.matrix.weight_bits, machine.matrix.activation_bits)[0],
         "vector_macs": node.mac,
         "vector_operations": node.add,
         "requantizations": node.requantization,
@@ -340,7 +338,7 @@ def area(machine: Machine, table: EnergyTable) -> dict[str, Quantity]:
     """mm2 of array, vector unit, each on-chip memory and the control around them (external memories excluded)."""
     node, array = table.at(machine.process_nm), machine.matrix
     parts = {
-        "array": node.array_mac_um2(array.weight_bits, array.activation_bits) * (array.macs_per_cycle * 1e-6),
+        "array": node.array_mac(array.weight_bits, array.activation_bits)[1] * (array.macs_per_cycle * 1e-6),
         "vector": node.lane_um2 * (machine.vector.lanes * 1e-6),
     }
     overhead = table.factors.logic_overhead.quantity
@@ -416,7 +414,7 @@ def _figures(machine: Machine, table: EnergyTable) -> list[Quantity]:
     leaked = node.sram_uw * (sum(sizes.values()) / 1024 / 1000)
     macros = [node.sram_mm2(size, PORTS[name]) for name, size in sizes.items()]
     return [
-        node.array_mac_um2(machine.matrix.weight_bits, machine.matrix.activation_bits),
+        node.array_mac(machine.matrix.weight_bits, machine.matrix.activation_bits)[1],
         node.lane_um2,
         leaked,
         node.logic_mw,

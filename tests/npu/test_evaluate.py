@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from machines import EDGE, MICRO, edited
+from machines import EDGE, MICRO, any_machine, edited
 from networks import network as build
 
 from qcompiler.codegen.npu.lower import compile_npu
@@ -14,7 +12,6 @@ from qcompiler.sim import energy, hardware
 from qcompiler.sim.errors import HardwareError, QCompilerError
 from qcompiler.sim.evaluate import evaluate
 from qcompiler.sim.gains import gains
-from qcompiler.sim.hardware import Machine
 from qcompiler.sim.network import network
 from qcompiler.sim.timing import simulate
 
@@ -45,36 +42,6 @@ def test_the_batch_does_not_matter() -> None:
         np.testing.assert_array_equal(alone.cycles[0], whole.cycles[i])
         np.testing.assert_array_equal(alone.counts[0], whole.counts[i])
         np.testing.assert_array_equal(alone.energy_pj[0], whole.energy_pj[i])
-
-
-def any_machine(seed: int) -> Machine:
-    """A machine that differs from every other in all that the cost depends on."""
-    r = np.random.default_rng(seed)
-
-    def size(low: int, high: int) -> int:
-        return int(2 ** r.uniform(np.log2(low), np.log2(high)))
-
-    def pick(*values: Any) -> Any:
-        return values[int(r.integers(len(values)))]
-
-    rows, columns, buffers = size(4, 64), size(4, 64), pick(1, 2)
-    fields = {
-        "matrix__rows": rows, "matrix__columns": columns, "matrix__weight_buffers": buffers,
-        "matrix__accumulator_rows": max(size(64, 1024), rows),
-        "matrix__dataflows": pick(["weight_stationary"], ["output_stationary"],
-                                  ["weight_stationary", "output_stationary"]),
-        "vector__lanes": size(4, 64), "vector__parameter_bytes": size(4096, 16384),
-        "activation_memory__size_bytes": size(32 << 10, 1 << 20), "activation_memory__bytes_per_cycle": 64,
-        "weight_memory__size_bytes": max(size(4 << 10, 256 << 10), rows * columns * buffers),
-        "weight_memory__bytes_per_cycle": 64, "main_memory__read_bytes_per_cycle": size(16, 256) / 16,
-        "main_memory__write_bytes_per_cycle": size(16, 128) / 16, "main_memory__latency_cycles": size(10, 200),
-        "main_memory__burst_bytes": pick(16, 32, 64), "main_memory__outstanding_transfers": pick(1, 2, 4, 8),
-    }  # fmt: skip
-    if r.random() < 0.4:
-        fields["constant_memory__read_bytes_per_cycle"] = size(16, 128) / 16
-        fields["constant_memory__latency_cycles"] = size(20, 200)
-        return edited(hardware.load("u55-128-like"), name=f"any-{seed}", **fields)
-    return edited(EDGE, name=f"any-{seed}", **fields)
 
 
 def test_every_machine_alone_gives_the_same_bits_as_in_any_batch() -> None:

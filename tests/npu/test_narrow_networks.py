@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from layer_builder import Builder
-from machines import EDGE, MICRO, edited
+from machines import EDGE, MICRO, any_machine, edited
 from narrow import narrowed
 from networks import network
 from random_graphs import random_machine, random_program
@@ -155,6 +155,24 @@ def test_a_batch_of_machines_of_many_widths_is_each_machine_alone() -> None:
         assert whole.area_mm2[i, 0] == pytest.approx(sum(p.value for p in own))
         one = energy.energy(whole.counts[i, 0], int(whole.cycles[i, 0]), machines[i], TABLE).total
         np.testing.assert_array_equal(whole.energy_pj[i, 0], one)
+
+
+@pytest.mark.slow
+def test_machines_of_all_widths_rank_as_simulated() -> None:
+    """Kendall's rank correlation over 100 random machines of 2 to 8 bits; every counter that of the program."""
+    program = narrowed(network("kws")[0], 2)
+    machines = [edited(any_machine(seed), matrix__weight_bits=2 + seed % 7) for seed in range(1000, 1120)]
+    found = evaluate([extract(program)], machines, TABLE)
+    rows = np.flatnonzero(found.feasible)[:100]
+    assert rows.size == 100
+    simulated = []
+    for i in rows.tolist():
+        compiled = compile_npu(program, machines[i])
+        np.testing.assert_array_equal(energy.count(compiled).sum(axis=0), found.counts[i, 0])
+        simulated.append(simulate(compiled).cycles)
+    predicted, truth = found.cycles[rows, 0], np.array(simulated)
+    signs = np.sign(predicted[:, None] - predicted) * np.sign(truth[:, None] - truth)
+    assert signs.sum() / (100 * 99) >= 0.98
 
 
 # ---------------------------------------------------------------------------------------- refusals
