@@ -28,6 +28,7 @@ from qcompiler.sim.integer_program import Requantize
 
 Array = npt.NDArray[Any]
 Border = tuple[int, int, int, int]
+Stream = Callable[[], list[Expr]]
 NO_BORDER: Border = (0, 0, 0, 0)
 
 
@@ -399,6 +400,9 @@ class Writer:
         ahead = e.bind(self.weights + behind, "int32", "ahead")
         # A group that is not full repeats its last position; nobody reads the result.
         offsets = offsets + [offsets[-1]] * (-len(offsets) % block.rows)
+        stream = None
+        if block.groups(len(offsets)) == 1 and self.vectors * self.isa.weight_registers % 4 == 0:
+            stream = self.isa.weight_stream(e, self.w, self.weights)
         with e.loop(self._extent(g.rows[0]), "row") as row, e.loop(self._extent(g.columns[0]), "column") as column:
             tap = row * g.columns[0] + column
             at = self._index(source + row * g.rows[1] + column * g.columns[1], "tap")
@@ -410,7 +414,7 @@ class Writer:
                     e.prefetch(self.w, ahead_base + number * share)
                 number = cast(number, at.ty.dtype)
                 start = at + number * block.run
-                self._step(acc, [start + o for o in offsets], base + number * (most * unit), units)
+                self._step(acc, [start + o for o in offsets], base + number * (most * unit), units, stream)
 
             if full:
                 with e.loop(self._extent(full, alone=g.taps == 1), "step") as number:
@@ -429,13 +433,19 @@ class Writer:
         """The count of a loop over the window. alone: no other loop keeps the weights inside the loop over tiles."""
         return self.e.opaque(count) if self.isa.opaque_loops and (count > 1 or alone) else count
 
-    def _step(self, acc: Registers, at: list[Expr], base: Expr, units: int) -> None:
+    def _step(self, acc: Registers, at: list[Expr], base: Expr, units: int, stream: Stream | None) -> None:
         """`units` multiplications of every group of positions with every vector of channels."""
         e, isa, rows = self.e, self.isa, self.isa.block.rows
 
         groups = range(len(at) // rows)
 
+        streamed: list[Expr] = []
+
         def weights(unit: Expr, v: int) -> tuple[Expr, ...]:
+            if stream is not None:  # everything is used once and in order
+                if not streamed:
+                    streamed.extend(stream())
+                return tuple(streamed.pop(0) for _ in range(isa.weight_registers))
             index = base + (cast(unit, base.ty.dtype) * self.vectors + v) * self.vector_elements
             return tuple(e.bind_typed(w) for w in isa.load_block_weights(self.w, index, self.lanes))
 

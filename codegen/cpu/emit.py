@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
+from tvm import ir, tirx
 
 EXPLICIT = "qcompiler.explicit"  # attribute of the functions that this module writes: nothing left to schedule
 
@@ -105,6 +105,7 @@ class Emitter:
         self._names: dict[str, int] = {}
         self._parameters: list[Any] = []
         self._scalars: list[Any] = []
+        self._imports: list[str] = []
 
     def _unique(self, name: str) -> str:
         count = self._names[name] = self._names.get(name, -1) + 1
@@ -142,6 +143,14 @@ class Emitter:
 
     def registers(self, count: int, dtype: str, name: str = "acc") -> Registers:
         return Registers(self, count, dtype, self._unique(name))
+
+    def cell(self, buffer: Buffer, index: Expr) -> Expr:
+        """Where the address of an element lies, for functions that count it on; LLVM keeps it in a register."""
+        pointer = tirx.decl_buffer((1,), "uint64", name=self._unique("pointer"), scope="local")
+        self.statement(tirx.AllocBuffer(pointer))
+        address = tirx.reinterpret("uint64", tirx.address_of(tirx.BufferLoad(buffer, [index])))
+        self.statement(tirx.BufferStore(pointer, address, [constant(0)]))
+        return tirx.address_of(tirx.BufferLoad(pointer, [constant(0)]))
 
     def store(self, buffer: Buffer, index: Expr | int, value: Expr, lanes: int) -> None:
         start = constant(index) if isinstance(index, int) else index
@@ -184,7 +193,19 @@ class Emitter:
         yield
         self.statement(tirx.IfThenElse(condition, self._close(), None))
 
+    def call(self, source: str, name: str, dtype: str, *arguments: Expr) -> Expr:
+        """A call of the function `name` that `source`, a module in LLVM's assembly language, defines; it is inlined.
+
+        For what `intrinsic` cannot say: results of several registers, for instance.
+        """
+        if source not in self._imports:
+            self._imports.append(source)
+        return tirx.call_extern(dtype, name, *arguments)
+
     def function(self) -> Any:
         """The PrimFunc: parameters in the order of their declaration."""
-        function = tirx.PrimFunc(self._parameters, self._close())
+        body = self._close()
+        for source in self._imports:
+            body = tirx.AttrStmt(constant(0), "pragma_import_llvm", ir.StringImm(source), body)
+        function = tirx.PrimFunc(self._parameters, body)
         return function.with_attr("tirx.noalias", True).with_attr(EXPLICIT, True)

@@ -73,6 +73,24 @@ def test_instructions_per_mac(name: str, level: Level, tmp_path: Path) -> None:
     assert not stack_accesses(loop)
 
 
+# One position uses each weight once: half of SMMLA's products are nobody's, and it is no better than SDOT.
+ALONE = {I8MM: 0.09, DOTPROD: 0.0875, NEON: 0.25}
+
+
+@pytest.mark.parametrize("level", parameters(*ALONE))
+def test_one_position_reads_weights_by_four_registers(level: Level, tmp_path: Path) -> None:
+    b = ProgramBuilder()
+    build(b.program([b.dense(b.input((1, 640)), 128)]), level.target, tmp_path)
+    (code,) = (c for n, c in functions(tmp_path / "model.o", level.tools).items() if n.endswith("_dense"))
+    loop = innermost_loop(code, INSTRUCTION[level][0])
+    products = 16 * sum(line.startswith(INSTRUCTION[level][0]) for line in loop)
+    print(f"{level.target:12} one row of 640 {len(loop):3} instructions, {products:4} MACs: "
+          f"{len(loop) / products:.4f} per MAC")  # fmt: skip
+    assert len(loop) <= ALONE[level] * products, loop
+    assert sum(line.startswith("ld1 ") for line in loop) == products / 64
+    assert not stack_accesses(loop)
+
+
 @pytest.mark.parametrize("level", parameters())
 @pytest.mark.parametrize("name", FEW)
 def test_few_channels_spill_nothing(name: str, level: Level, tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def test_extreme_products_are_exact(level: Level, tmp_path: Path) -> None:
             assert_equal_to_reference(run, program, values, f"{level} on {extremes}")
 
 
+@pytest.mark.parametrize("level", parameters(I8MM, DOTPROD, NEON))
+def test_one_position_streams_its_weights(level: Level, tmp_path: Path) -> None:
+    """Ends of the reduction, tails of the channels, taps, groups; and the last position of a line alone."""
+    b = ProgramBuilder(seed=3)
+    program = b.program([
+        b.dense(b.input((1, 33)), 64), b.dense(b.input((1, 7)), 32), b.dense(b.input((1, 130)), 84),
+        b.conv(b.input((1, 3, 3, 20)), 32, (3, 3)), b.conv(b.input((1, 2, 2, 32)), 64, (2, 2), groups=2),
+        b.dense(b.input((5, 48)), 48),
+    ])  # fmt: skip
+    with running(program, level, tmp_path) as run:
+        for _ in range(3):
+            assert_equal_to_reference(run, program, b.random_inputs(program), str(level))
+
+
 @pytest.mark.parametrize("level", parameters(DOTPROD))
 def test_a_library_says_what_the_core_lacks(level: Level, tmp_path: Path) -> None:
     program = dense_program()

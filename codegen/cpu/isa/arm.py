@@ -28,6 +28,29 @@ from qcompiler.codegen.cpu.emit import (
 from qcompiler.codegen.cpu.isa.base import Array, Block, UnitBody, VectorInstructionSet
 
 LANES = 4  # 32-bit lanes of a NEON register
+STREAM_REGISTERS = 4  # of one LD1
+# LD1 of four registers has no offset to its address, but can count it on. LLVM does so only where the next address is
+# seen to come from this one; the empty assembly keeps it from computing all of them from the first.
+_STREAM = """
+declare {R, R, R, R} @llvm.aarch64.neon.ld1x4.v16i8.p0(ptr)
+define <64 x i8> @qc_stream(ptr %cell) {
+  %at = load ptr, ptr %cell
+  %r = call {R, R, R, R} @llvm.aarch64.neon.ld1x4.v16i8.p0(ptr %at)
+  %behind = getelementptr i8, ptr %at, i64 64
+  %next = call ptr asm "", "=r,0"(ptr %behind)
+  store ptr %next, ptr %cell
+  %a = extractvalue {R, R, R, R} %r, 0
+  %b = extractvalue {R, R, R, R} %r, 1
+  %c = extractvalue {R, R, R, R} %r, 2
+  %d = extractvalue {R, R, R, R} %r, 3
+  %ab = shufflevector R %a, R %b, <32 x i32> <I32>
+  %cd = shufflevector R %c, R %d, <32 x i32> <I32>
+  %abcd = shufflevector <32 x i8> %ab, <32 x i8> %cd, <64 x i32> <I64>
+  ret <64 x i8> %abcd
+}
+""".replace("R", "<16 x i8>")
+for _count in (32, 64):
+    _STREAM = _STREAM.replace(f"<I{_count}>", f"<{', '.join(f'i32 {i}' for i in range(_count))}>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +81,15 @@ class Neon(VectorInstructionSet):
             first, second = (unpack(rows[i], rows[i + 1], 1, half, count) for i in (0, 2))
             operands += [(unpack(first, second, 8, quarter, count),) for quarter in (False, True)]
         return operands
+
+    def weight_stream(self, e: Emitter, buffer: Buffer, index: Expr) -> Callable[[], list[Expr]] | None:
+        cell = e.cell(buffer, index)
+
+        def read() -> list[Expr]:
+            joined = e.bind(e.call(_STREAM, "qc_stream", "int8x64", cell), "int8x64", "weights")
+            return [shuffle([joined], range(16 * i, 16 * (i + 1))) for i in range(STREAM_REGISTERS)]
+
+        return read
 
     def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
         # A loop: side by side, LLVM's scheduler would make all products of a run before it adds the first of them.
@@ -219,7 +251,6 @@ NEON = Neon(
     operand_dots=0.33,
     operand_registers=1,
     dot_temporaries=9,  # products, and what picks a quad out of a run
-    most_vectors_alone=10,
     opaque_loops=True,
 )
 DOTPROD = Dotprod(

@@ -21,6 +21,9 @@ from qcompiler.codegen.cpu.isa.base import UnitBody, VectorInstructionSet
 class Neon32(Neon):
     """VMULL.S8 and VMLAL.S8 make and add 16-bit products, VPADAL.S16 widens pairs of them into the accumulator."""
 
+    def weight_stream(self, e: Emitter, buffer: Buffer, index: Expr) -> None:
+        return None  # VLD1 brings four registers of eight bytes: two as the others count
+
     def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
         VectorInstructionSet.for_units(self, e, x, groups, units, body)
 

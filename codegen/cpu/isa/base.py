@@ -156,6 +156,13 @@ class VectorInstructionSet(InstructionSet):
         """One arranged vector of weights of the block's depth from element `index` on; depth * lanes elements."""
         return self.load_weights(buffer, index, lanes)
 
+    def weight_stream(self, e: Emitter, buffer: Buffer, index: Expr) -> Callable[[], list[Expr]] | None:
+        """Reads arranged weights from element `index` on, some registers of them a call, in the order of memory.
+
+        For one position, which reads every weight once; None where that is not cheaper than `load_block_weights`.
+        """
+        return None
+
     def for_units(self, e: Emitter, x: Buffer, groups: Sequence[Sequence[Expr]], units: int, body: UnitBody) -> None:
         """Emit ``body(unit, operand_of)`` for `units` multiplications along one run of every group of positions.
 
