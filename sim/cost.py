@@ -86,33 +86,61 @@ class Work:
         else:
             self.load, self.main_read = self.load + cycles, self.main_read + moved
 
-    def at(self, index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Work:
-        """The work of some candidates, by their flat index [k] into a lattice of this shape."""
-        return Work(**at_all(vars(self), index, shape))
-
-    def cycles(self, latency: Values, constant_latency: Values, separate: Values) -> Values:
-        """The layer alone: the first pieces in, the slowest unit, the last piece out. The latencies of the main and
-        the constant memory, and whether these are two."""
+    def outline(self, m: Machines) -> Outline:
+        """What the cycles of the layer alone follow from: the first pieces in, the slowest unit, the last piece out."""
+        latency = m.main.latency
         head = np.maximum(
             self.first_load + latency * (self.first_load > 0),
-            self.first_fetch + constant_latency * (self.first_fetch > 0),
+            self.first_fetch + m.constant.latency * (self.first_fetch > 0),
         )
         load, fetch = self.load - self.first_load, self.fetch - self.first_fetch
-        ends = head + self.last_vector + self.last_store + latency * (self.store > 0)
-        compute = np.maximum(self.matrix, self.vector)
-        body = np.maximum(self.matrix, self.vector + self.first_matrix)
-        body = np.maximum(body, np.where(separate, np.maximum(load, fetch), load + fetch))
         # A buffer is asked for again when it is free, and two are on their way at a time.
         flow = np.maximum(self.load, self.store)
-        turns = np.where(flow > 0, self.tiles * latency + flow, 0)
-        body = np.maximum(body, (turns + compute) / 2)
-        return np.maximum(body, self.store) + ends
+        return Outline(
+            compute=np.maximum(self.matrix, self.vector),
+            chained=np.maximum(self.matrix, self.vector + self.first_matrix),
+            moves=np.maximum(np.where(m.separate, np.maximum(load, fetch), load + fetch), self.store),
+            turns=np.where(flow > 0, self.tiles * latency + flow, 0),
+            ends=head + self.last_store + latency * (self.store > 0),
+            last_vector=self.last_vector,
+            traffic=self.main_read + self.constant_read + self.main_write,
+            steps=self.steps,
+        )
+
+
+@dataclass(eq=False)
+class Outline:
+    """Of `Work`, what mappings are ranked by. Each has few axes of a lattice: what needs all of them, `cycles`, is for
+    candidates that fit.
+
+    compute: the slower of array and lanes; chained: the same, the lanes behind the first result; moves: the memories;
+    turns: double buffers; ends, last_vector: before and after all that; traffic: external bytes.
+    """
+
+    compute: Values
+    chained: Values
+    moves: Values
+    turns: Values
+    ends: Values
+    last_vector: Values
+    traffic: Values
+    steps: Values
+
+    def at(self, index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Outline:
+        """That of some candidates, by their flat index [k] into a lattice of this shape."""
+        return Outline(**at_all(vars(self), index, shape))
+
+    @property
+    def cycles(self) -> Values:
+        """Of the layer alone."""
+        body = np.maximum(np.maximum(self.chained, self.moves), (self.turns + self.compute) / 2)
+        return body + self.ends + self.last_vector
 
 
 def at_all(values: dict[str, Values], index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, Values]:
     """The elements at a flat index [k] into a lattice of this shape, of arrays that broadcast to it."""
+    places: list[npt.NDArray[np.int64]] = []  # along each axis
     flat: dict[tuple[int, ...], Any] = {shape: index}
-    where = None
     found = {}
     for name, value in values.items():
         own = np.shape(value)
@@ -121,12 +149,24 @@ def at_all(values: dict[str, Values], index: npt.NDArray[np.int64], shape: tuple
             continue
         own = (1,) * (len(shape) - len(own)) + own
         if own not in flat:
-            where = where or np.unravel_index(index, shape)
-            flat[own] = 0
-            for size, position in zip(own, where, strict=True):
-                flat[own] = flat[own] * size + (position if size > 1 else 0)
-        found[name] = value.ravel()[flat[own]]
+            places = places or unravel(index, shape)
+            place: Any = 0
+            for size, position in zip(own, places, strict=True):
+                if size > 1:
+                    place = place * size + position
+            flat[own] = place
+        found[name] = value.ravel().take(flat[own])
     return found
+
+
+def unravel(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
+    """`np.unravel_index`, several times as fast: NumPy is quick to divide by a number."""
+    places, rest = [], index
+    for size in reversed(shape):
+        above = rest // size
+        places.append(rest - above * size)
+        rest = above
+    return places[::-1]
 
 
 def read(memory: Memories, runs: Values, run_bytes: Values, transfers: Values = 1) -> tuple[Values, Values]:

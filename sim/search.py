@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.sim import candidates, cost
-from qcompiler.sim.cost import Choice, Values, at_all
+from qcompiler.sim.cost import Choice, Outline, Values, at_all
 from qcompiler.sim.flow import Flow
 from qcompiler.sim.hardware.batch import Machines
 from qcompiler.sim.mapping import Mapping, Residency
@@ -40,11 +40,11 @@ FIELDS = (
 )
 
 
-def keys(cycles: Values, w: cost.Work) -> npt.NDArray[np.int64]:
+def keys(w: Outline) -> npt.NDArray[np.int64]:
     """What to minimise: cycles in steps of a 64th of their power of two, then external bytes, then instructions."""
-    moved = np.minimum(w.main_read + w.constant_read + w.main_write, (1 << BYTE_BITS) - 1).astype(np.int64)
+    moved = np.minimum(w.traffic, (1 << BYTE_BITS) - 1).astype(np.int64)
     steps = np.minimum(w.steps, (1 << STEP_BITS) - 1).astype(np.int64)
-    key = ((_steps_of(cycles) << BYTE_BITS) + moved << STEP_BITS) + steps
+    key = ((_steps_of(w.cycles) << BYTE_BITS) + moved << STEP_BITS) + steps
     return np.asarray(key)
 
 
@@ -130,22 +130,21 @@ def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, fo
     """Fill in the finalists of each machine: their fields, and their keys (NEVER where there are fewer)."""
     parts = [(part, np.flatnonzero(part.fits)) for part in candidates.lattice(g, r, m, free)]
     parts = [(part, index) for part, index in parts if index.size]
-    tables, places = [], []
+    if not parts:
+        return
+    tables, begins = [], []
     for part, index in parts:
         # From here on only what fits is looked at, one candidate after the other.
-        each, per = part.rows[index // part.fits[0].size], part.fits[0].size
-        w = cost.work(g, part.choice, r, m.take(part.rows).shaped(candidates.AXES)).at(index, part.fits.shape)
-        key = keys(w.cycles(m.main.latency[each], m.constant.latency[each], m.separate[each]), w)
-        begin = np.searchsorted(index, np.arange(len(part.rows)) * per)
-        many = np.diff(begin, append=index.size)
-        table, place = np.full((len(m), many.max()), NEVER), np.zeros((len(m), many.max()), np.int64)
-        column = np.arange(index.size) - np.repeat(begin, many)
-        table[each, column], place[each, column] = key, index
+        own, per = m.take(part.rows).shaped(candidates.AXES), part.fits[0].size
+        w = cost.work(g, part.choice, r, own).outline(own).at(index, part.fits.shape)
+        begin = np.searchsorted(index, np.arange(len(part.rows) + 1) * per)
+        many = np.diff(begin)
+        table = np.full((len(m), many.max()), NEVER)
+        table[np.repeat(part.rows, many), np.arange(index.size) - np.repeat(begin[:-1], many)] = keys(w)
         tables.append(table)
-        places.append(place)
-    if not tables:
-        return
-    table, place = np.concatenate(tables, axis=1), np.concatenate(places, axis=1)
+        begins.append(np.zeros(len(m), np.int64))
+        begins[-1][part.rows] = begin[:-1]
+    table = np.concatenate(tables, axis=1)
     ends = np.cumsum([t.shape[1] for t in tables])
     row = np.arange(len(m))
     for f in range(FINALISTS):
@@ -156,9 +155,10 @@ def _rank(g: Geometry, r: Residency, m: Machines, free: Values, columns: Any, fo
         if not some.any():
             return
         source = np.searchsorted(ends, position, side="right")
-        for k, (part, _) in enumerate(parts):
+        for k, (part, index) in enumerate(parts):
             mine = np.flatnonzero(some & (source == k))
-            values = at_all(vars(part.choice), place[mine, position[mine]], part.fits.shape)
+            place = index[begins[k][mine] + position[mine] - (ends[k] - tables[k].shape[1])]
+            values = at_all(vars(part.choice), place, part.fits.shape)
             for i, name in enumerate(FIELDS):
                 columns[i, mine, f] = values[name]
 
