@@ -30,7 +30,7 @@ from qcompiler.sim.workload import Geometry
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-BLOCK = 512  # machines at a time
+BLOCK = 1024  # machines at a time
 EXTERNAL = [list(COUNTERS).index(f"{n}_bytes") for n in ("main_read", "main_write", "constant_read")]
 
 
@@ -152,14 +152,17 @@ def evaluate(networks: Sequence[Network], machines: Sequence[Machine], table: En
                 reasons[low + i] += "\n" * bool(refusal and reasons[low + i]) + refusal
             if network.impossible:
                 continue
-            s = schedule(network, Machines.of(part))
-            for i, found in s.decisions.misfits.items():
-                text = f"network {network.name!r}: {misfit(network, part[i], found)}"
-                reasons[low + i] += "\n" * bool(reasons[low + i]) + text
-            cycles[low : low + BLOCK, k] = layer_cycles(s).sum(axis=0)
+            m = Machines.of(part)
+            one, like = m.different()
+            s = schedule(network, m.take(one))
+            for i, kind in enumerate(like.tolist()):
+                if kind in s.decisions.misfits:
+                    text = f"network {network.name!r}: {misfit(network, part[i], s.decisions.misfits[kind])}"
+                    reasons[low + i] += "\n" * bool(reasons[low + i]) + text
+            cycles[low : low + BLOCK, k] = layer_cycles(s).sum(axis=0)[like]
             counted, constants = counters(s)
-            total[low : low + BLOCK, k] = counted.sum(axis=0)
-            for i, text in _overflows(s, part, constants).items():
+            total[low : low + BLOCK, k] = counted.sum(axis=0)[like]
+            for i, text in _overflows(s.decisions, m, like, part, constants).items():
                 reasons[low + i] += "\n" * bool(reasons[low + i]) + f"network {network.name!r}: {text}"
     able = np.array([not reason for reason in reasons], dtype=bool).reshape(-1)
     cycles[~able], total[~able] = 0, 0
@@ -184,13 +187,19 @@ def counters(s: Schedule) -> tuple[Ints, Ints]:
     return total, constants
 
 
-def _overflows(s: Schedule, machines: Sequence[Machine], constants: Ints) -> dict[int, str]:
-    """Machines whose external memories cannot hold the data (as `program.NpuProgram` checks), with the reason."""
-    m, found, alignments = s.machines, {}, {}
-    for i in np.flatnonzero(s.decisions.layout >= 0).tolist():
-        key = int(s.decisions.layout[i]), int(m.main.burst_bytes[i])
+def _overflows(
+    d: Decisions, m: Machines, like: Ints, machines: Sequence[Machine], constants: Ints
+) -> dict[int, str]:
+    """Machines whose external memories cannot hold the data (as `program.NpuProgram` checks), with the reason.
+
+    like: which of the machines of `d` and `constants` each is like.
+    """
+    found, alignments = {}, {}
+    layout, constants = d.layout[like], constants[like]
+    for i in np.flatnonzero(layout >= 0).tolist():
+        key = int(layout[i]), int(m.main.burst_bytes[i])
         if key not in alignments:
-            alignments[key] = max(s.decisions.layouts[key[0]].outside(key[1])[1], 1)
+            alignments[key] = max(d.layouts[key[0]].outside(key[1])[1], 1)
         used, what = alignments[key], "main data takes"
         if not m.separate[i]:
             used, what = used + int(constants[i]), "main and constant data take"

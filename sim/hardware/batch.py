@@ -150,6 +150,11 @@ class Machines(_Arrays):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def different(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """One machine of each sort, and for each machine which of them it is like: clocks and processes make none."""
+        _, one, where = np.unique(self._table, axis=1, return_index=True, return_inverse=True)
+        return one, where.reshape(-1)
+
     def weight_row_bytes(self, columns: Any) -> Any:
         """As `Matrix.weight_row_bytes`."""
         return ceil_div(columns * self.weight_bits, 8)
