@@ -187,9 +187,7 @@ def counters(s: Schedule) -> tuple[Ints, Ints]:
     return total, constants
 
 
-def _overflows(
-    d: Decisions, m: Machines, like: Ints, machines: Sequence[Machine], constants: Ints
-) -> dict[int, str]:
+def _overflows(d: Decisions, m: Machines, like: Ints, machines: Sequence[Machine], constants: Ints) -> dict[int, str]:
     """Machines whose external memories cannot hold the data (as `program.NpuProgram` checks), with the reason.
 
     like: which of the machines of `d` and `constants` each is like.

@@ -1,7 +1,8 @@
 """Where points are evaluated: in this process, on a pool of processes, or on a Dask cluster.
 
 An engine runs tasks `(key, points)` and yields `(key, outcomes)` as they are done. Outcomes depend on the points alone,
-so that neither the number of workers nor the order in which they finish changes a result.
+so that neither the number of workers nor the order in which they finish changes a result. A worker is given several
+tasks at a time, since a point costs less among many.
 """
 
 from __future__ import annotations
@@ -15,12 +16,36 @@ from typing import Any, TypeVar
 
 from qcompiler.exploration.evaluation import Context, Work
 from qcompiler.sim.errors import ExplorationError
+from qcompiler.sim.evaluate import BLOCK as TOGETHER
 from qcompiler.sim.explore.merit import Outcome
 
 Key = TypeVar("Key")
 Task = tuple[Key, Sequence[Any]]
+Load = list[Task[Key]]  # for a worker at a time
 ATTEMPTS = 3
-AHEAD = 3  # tasks in flight a worker
+AHEAD = 2  # loads in flight a worker
+
+
+def loads(tasks: Iterable[Task[Key]], points: int, workers: int) -> Iterator[Load[Key]]:
+    """The tasks, which have so many points in all, in equal loads: of about `TOGETHER` points or fewer, and two for
+    each of several workers, so that they end together and something is kept early. points 0: one by one."""
+    rounds = max(-(-points // (workers * TOGETHER)), 1 if workers == 1 else 2)
+    load: Load[Key] = []
+    for task in tasks:
+        load.append(task)
+        if sum(len(own) for _, own in load) * workers * rounds >= points:
+            yield load
+            load = []
+    if load:
+        yield load
+
+
+def split(load: Load[Key], outcomes: list[Outcome]) -> Iterator[tuple[Key, list[Outcome]]]:
+    """The outcomes of each of a load's tasks."""
+    position = 0
+    for key, points in load:
+        yield key, outcomes[position : position + len(points)]
+        position += len(points)
 
 
 class Engine(AbstractContextManager["Engine"]):
@@ -31,13 +56,17 @@ class Engine(AbstractContextManager["Engine"]):
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    def run(self, work: Work, tasks: Iterable[Task[Key]]) -> Iterator[tuple[Key, list[Outcome]]]:
-        """The outcomes of each task, in any order."""
-        for key, points in tasks:
-            yield key, work(self.context, points)
+    def run(self, work: Work, tasks: Iterable[Task[Key]], points: int) -> Iterator[tuple[Key, list[Outcome]]]:
+        """The outcomes of each task, in any order. points: in all, 0 where they gain nothing from company."""
+        for load in loads(tasks, points, self.workers):
+            yield from split(load, work(self.context, _points(load)))
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def _points(load: Load[Key]) -> list[Any]:
+    return [point for _, points in load for point in points]
 
 
 _context: Context | None = None  # of a pool's worker process
@@ -67,24 +96,24 @@ class Pool(Engine):
             self.workers, multiprocessing.get_context("spawn"), initializer=_initialise, initargs=(self.context,)
         )
 
-    def run(self, work: Work, tasks: Iterable[Task[Key]]) -> Iterator[tuple[Key, list[Outcome]]]:
-        source = iter(tasks)
-        pending: dict[Future[list[Outcome]], Task[Key]] = {}
-        again: list[Task[Key]] = []
+    def run(self, work: Work, tasks: Iterable[Task[Key]], points: int) -> Iterator[tuple[Key, list[Outcome]]]:
+        source = loads(tasks, points, self.workers)
+        pending: dict[Future[list[Outcome]], Load[Key]] = {}
+        again: list[Load[Key]] = []
         failures = 0
         while True:
             try:
                 while len(pending) < AHEAD * self.workers:
-                    task = again.pop() if again else next(source, None)
-                    if task is None:
+                    load = again.pop() if again else next(source, None)
+                    if load is None:
                         break
-                    again.append(task)  # not lost should submitting fail
-                    pending[self._pool.submit(_in_worker, work, task[1])] = again.pop()
+                    again.append(load)  # not lost should submitting fail
+                    pending[self._pool.submit(_in_worker, work, _points(load))] = again.pop()
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     outcomes = future.result()
-                    yield pending.pop(future)[0], outcomes
+                    yield from split(pending.pop(future), outcomes)
             except BrokenProcessPool:
                 failures += 1
                 if failures >= ATTEMPTS:
@@ -141,19 +170,19 @@ class Cluster(Engine):
                 f"worker {address} has qcompiler {version}, this is {qcompiler.__version__}; install the same on all"
             )
 
-    def run(self, work: Work, tasks: Iterable[Task[Key]]) -> Iterator[tuple[Key, list[Outcome]]]:
+    def run(self, work: Work, tasks: Iterable[Task[Key]], points: int) -> Iterator[tuple[Key, list[Outcome]]]:
         from distributed import as_completed
 
-        source, keys = iter(tasks), dict[str, Key]()
+        source, pending = loads(tasks, points, self.workers), dict[str, Load[Key]]()
         arrivals = as_completed(loop=self._client.loop, with_results=True, raise_errors=False)
 
         def submit() -> bool:
-            task = next(source, None)
-            if task is not None:
-                future = self._client.submit(work, self._shared, task[1], pure=False, retries=ATTEMPTS)
-                keys[future.key] = task[0]
+            load = next(source, None)
+            if load is not None:
+                future = self._client.submit(work, self._shared, _points(load), pure=False, retries=ATTEMPTS)
+                pending[future.key] = load
                 arrivals.add(future)
-            return task is not None
+            return load is not None
 
         for _ in range(AHEAD * self.workers):
             if not submit():
@@ -165,7 +194,7 @@ class Cluster(Engine):
                     f"the cluster could not evaluate a part: {type(problem).__name__}: {problem}; what was evaluated "
                     "is kept: run the same command again"
                 )
-            yield keys.pop(future.key), outcomes
+            yield from split(pending.pop(future.key), outcomes)
             submit()
 
     def __exit__(self, *_: object) -> None:

@@ -19,7 +19,7 @@ from qcompiler.sim.explore.space import INACTIVE, Point, Space
 
 SAMPLERS = ("exhaustive", "random", "tpe", "nsga2")
 EXHAUSTIVE_LIMIT = 1_000_000
-CHUNK = 512  # points that are evaluated and stored together
+CHUNK = 128  # points that are stored together
 BATCH = 40  # points that an adaptive sampler chooses before it hears of the first
 NOTHING = 1e6  # the score of what is no machine at all; its violation keeps it behind everything else
 ASKS = 10  # times that an adaptive sampler may repeat itself for each new point
