@@ -219,13 +219,16 @@ class Timing(NamedTuple):
     tail: Values
 
 
-def load_cycles(g: Geometry, m: Machines) -> Values:
+def load_cycles(g: Geometry, m: Machines, output_stationary: Values) -> Values:
     """Cycles to shift a tile of weights into the array (W of `isa.matrix`)."""
     if g.kind != "matmul":
         return m.rows  # a packed row is never wider than the port
-    # An operand that is itself an activation has a byte a value; transposed, it shifts in from the side.
-    wide, deep = (m.rows, m.columns) if g.transposed else (m.columns, m.rows)
-    return deep * ceil_div(wide, m.weight_width)
+    # An operand that is itself an activation has a byte a value.
+    straight = m.rows * ceil_div(m.columns, m.weight_width)
+    if not g.transposed:
+        return straight
+    # It shifts in from the side, unless the sums stay and it was turned on its way.
+    return np.where(output_stationary, straight, m.columns * ceil_div(m.rows, m.weight_width))
 
 
 def matrix_timing(pixels: Values, part: Parts, m: Machines, output_stationary: Values, load: Values) -> Timing:
@@ -380,7 +383,7 @@ def _matrix(g: Geometry, c: Choice, r: Residency, m: Machines) -> Work:
     channels, (_, oh, ow, o) = g.image[3], g.output
     pixels = (1 if g.kind == "matmul" else g.output[0]) * oh * ow
     b, part, tiles, constant = blocks(g, m), parts(g, c, m), t.count[c.tiling], "image" in r.constant
-    number, beat = ceil_div(b.count, c.group), load_cycles(g, m)
+    number, beat = ceil_div(b.count, c.group), load_cycles(g, m, c.output_stationary)
     table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
     image_loads = np.where(c.groups_outer & (tiles > 1), number, 1)
     weight_loads = np.where(~c.groups_outer & (number > 1), tiles, 1)

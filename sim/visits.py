@@ -138,7 +138,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
     table = ceil_div(TABLE_BYTES, m.lanes) * g.tables
     w = cost.work(g, c, r, m)
     if matrix:
-        b, part, shift = cost.blocks(g, m), cost.parts(g, c, m), cost.load_cycles(g, m)
+        b, part, shift = cost.blocks(g, m), cost.parts(g, c, m), cost.load_cycles(g, m, c.output_stationary)
         number = ceil_div(b.count, c.group)
         first_blocks, last_blocks = np.minimum(c.group, b.count), b.count - (number - 1) * c.group
         size = b.channels(g, first_blocks), g.output[3], g.output[3] - b.channels(g, (number - 1) * c.group)
