@@ -181,7 +181,7 @@ def compile_model(
             accuracy = _measure(graph, program, backend, Artifact(work, manifest), quantised)
         report = collect(
             program, accuracy, built.kernels, manifest.build,
-            _sizes(model, built, graph), built.steps,
+            _sizes(model, built, graph), built.steps, (backend.widths or FULL).weight_bits,
         )  # fmt: skip
         (work / "report.json").write_text(to_json(report), encoding="utf-8")
         (work / "layers.csv").write_text(to_csv(report), encoding="utf-8")

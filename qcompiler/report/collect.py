@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Operation, Table
+from qcompiler.sim.hardware.machine import packed_bytes
+from qcompiler.sim.integer_program import Conv2d, Dense, FloatOp, IntegerProgram, Operation, Table
+from qcompiler.sim.widths import on_array
 
 LAYER_COLUMNS = (
     "name", "kind", "output", "shape", "dtype", "scale", "zero_point", "macs", "weight_bytes", "activation_bytes",
@@ -55,10 +57,15 @@ def kind_of(op: Operation) -> str:
     return f"{name} (depthwise)" if getattr(op, "depthwise", False) else f"{name} ({function})" if function else name
 
 
-def weight_bytes(op: Operation, program: IntegerProgram) -> int:
-    """Bytes of the constants that the operation reads: weights, biases, tables, and constant operands."""
+def weight_bytes(op: Operation, program: IntegerProgram, bits: int = 8) -> int:
+    """Bytes of the constants that the operation reads: weights, biases, tables, and constant operands.
+
+    bits: of each weight of an array's work, where the target packs them.
+    """
     own = sum(getattr(op, field).nbytes for field in ("weight", "bias", "table", "gain") if hasattr(op, field)
               and hasattr(getattr(op, field), "nbytes"))  # fmt: skip
+    if isinstance(op, (Conv2d, Dense)) and on_array(op):
+        own += packed_bytes(op.weight.size, bits) - op.weight.nbytes
     return own + sum(program.tensors[n].bytes for n in op.inputs if n in program.constants)
 
 
@@ -75,11 +82,13 @@ def collect(
     about: Mapping[str, Any],
     sizes: Mapping[str, int],
     steps: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    weight_bits: int = 8,
 ) -> dict[str, Any]:
     """The report as JSON values.
 
     kernels: operation name to (kernel, fusion group). about: model, target, options. sizes: bytes of things by name.
-    steps: kernel calls of a CPU's library by instruction-set level, for `qcompiler run --profile`.
+    steps: kernel calls of a CPU's library by instruction-set level, for `qcompiler run --profile`. weight_bits: of an
+    array whose weights are packed.
     """  # fmt: skip
     layers: list[dict[str, Any]] = []
     for op in program.operations:
@@ -96,7 +105,7 @@ def collect(
                 "scale": out.scale,
                 "zero_point": out.zero_point,
                 "macs": program.macs(op),
-                "weight_bytes": weight_bytes(op, program),
+                "weight_bytes": weight_bytes(op, program, weight_bits),
                 "activation_bytes": out.bytes,
                 "sqnr_db": decibels(accuracy.tensors.get(op.output)) if accuracy else None,
                 "kernel": kernel,

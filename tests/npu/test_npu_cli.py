@@ -21,6 +21,7 @@ from qcompiler.codegen.npu.lower import compile_npu
 from qcompiler.report.npu import render
 from qcompiler.sim import hardware
 from qcompiler.sim.errors import ArtifactError, HardwareError, TargetError
+from qcompiler.sim.integer_program import Conv2d, Dense
 from qcompiler.simulation import CAUSES, GROUPS, measure, to_csv
 
 DEMO = Path(demo.__file__).parent
@@ -222,6 +223,12 @@ def test_a_machine_with_narrow_operands(tmp_path: Path) -> None:
     assert command("compile", DEMO / "digits.onnx", *arguments).exit_code == 0
     done = command("simulate", out, "--input", DEMO / "calibration.npz")
     assert "of 256 MACs a cycle of 4-bit weights, 6-bit activations" in done.stdout
+    artifact = qcompiler.open_artifact(out)
+    layers = {y["name"]: y["weight_bytes"] for y in artifact.report()["layers"]}
+    for op in artifact.program().operations:
+        if isinstance(op, (Conv2d, Dense)):
+            bits = 8 if getattr(op, "depthwise", False) else 4
+            assert layers[op.name] == op.weight.size * bits // 8 + op.bias.nbytes
     assert "samples equal to the reference, bit for bit" in done.stdout
     with pytest.raises(TargetError) as caught:
         CliRunner().invoke(app, ["simulate", str(out), "--machine", "edge-16x16"], catch_exceptions=False)
