@@ -171,7 +171,7 @@ def build(
                     Level(
                         isa.name, isa.cpu_flags, lowered, symbols,
                         [[constants.add(c) for c in step.kernel.constants] for step in lowered.steps],
-                        [_useful_threads(program, step, isa) for step in lowered.steps],
+                        _threads(program, lowered.steps, isa),
                         plan.offsets, {n: constants.add(v) for n, v in lowered.constants.items()},
                     )
                 )  # fmt: skip
@@ -241,11 +241,12 @@ def _symbols(
     return symbols, kernels
 
 
-# What a step on two threads costs beside waking one: half of what it reads lies in the other core's cache, then and in
-# the next step, at some 10 bytes a nanosecond. So a thread more pays for much arithmetic, counted in cycles at the peak
-# of the step's instructions (tiles do eight times as much in a cycle as vectors), or for more data than such a cache
-# holds. Measured on the benchmark models at every x86 level.
-_CYCLES_PER_THREAD = 60_000
+# What a step on two threads costs beside waking one: some of what it reads lies in the other core's cache, then and in
+# the next step, at some 10 bytes a nanosecond; little, as long as each thread has the same share of every step (see
+# `runtime/threads.c`). So a thread more pays for some arithmetic, counted in cycles at the peak of the step's
+# instructions (tiles do eight times as much in a cycle as vectors), or for more data than such a cache holds. Measured
+# on ResNet-8 and the MobileNets: two and four times as many cycles lose up to 10 % on two threads.
+_CYCLES_PER_THREAD = 15_000
 _BYTES_PER_THREAD = 640 * 1024
 _BYTES_PER_THREAD_OF = {"softmax": 192 * 1024, "layer_norm": 192 * 1024}  # arithmetic that is not counted as MACs
 _WINOGRAD_SAVING = 9 / 4  # F(2x2, 3x3): 16 multiplications instead of 36
@@ -260,6 +261,19 @@ def _bytes(program: IntegerProgram, step: Step) -> int:
     """Activations and constants that the step reads and writes once."""
     reads = sum(program.tensors[n].bytes for n in step.inputs if n in program.tensors)
     return reads + step.output_bytes + sum(c.nbytes for c in step.kernel.constants)
+
+
+def _threads(program: IntegerProgram, steps: Sequence[Step], isa: VectorInstructionSet) -> list[int]:
+    """The most threads for each step. What only prepares a step's input takes as many as that step.
+
+    Then each thread mostly finds in its core's cache what it has prepared.
+    """
+    threads = [_useful_threads(program, step, isa) for step in steps]
+    readers = {name: i for i, step in enumerate(steps) for name in step.inputs}
+    for i in reversed(range(len(steps))):
+        if not steps[i].operations and steps[i].output in readers:
+            threads[i] = max(threads[i], threads[readers[steps[i].output]])
+    return threads
 
 
 def _useful_threads(program: IntegerProgram, step: Step, isa: VectorInstructionSet) -> int:

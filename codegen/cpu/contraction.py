@@ -241,11 +241,11 @@ class Writer:
         channel_blocks = g.groups * self.blocks.count
         with e.loop(self.task_end - self.task_begin, "task", self.task_begin) as t:
             if tile.channels_outer:
-                block, position = _divmod(e, t, positions)
+                block, position = divide(e, t, positions)
             else:
-                position, block = _divmod(e, t, channel_blocks)
+                position, block = divide(e, t, channel_blocks)
             self.begin_task(t, position, block)
-            group, block = _divmod(e, block, self.blocks.count)
+            group, block = divide(e, block, self.blocks.count)
             with e.when(block < self.blocks.full if self.blocks.tail_channels and self.blocks.full else True):
                 if self.blocks.full:
                     self._channel_block(position, group, block, tile.vectors, tile.vectors * self.lanes)
@@ -288,15 +288,15 @@ class Writer:
 
     def place(self, position: Expr) -> tuple[Expr, Expr, Expr, Expr]:
         """Image, group of lines in it, group of lines in all, and chunk of a task's positions."""
-        line_and_image, chunk = _divmod(self.e, position, _chunks(self.geometry, self.tile))
-        image, line_group = _divmod(self.e, line_and_image, _line_groups(self.geometry, self.tile))
+        line_and_image, chunk = divide(self.e, position, _chunks(self.geometry, self.tile))
+        image, line_group = divide(self.e, line_and_image, _line_groups(self.geometry, self.tile))
         return image, line_group, line_and_image, chunk
 
     def image(self, image: Expr) -> tuple[Expr, Expr]:
         """The first input byte of an image and which copy of the weights it takes."""
         source, copy = constant(0), constant(0)
         for extent, source_stride, copy_stride in reversed(self.geometry.image_axes):
-            image, index = _divmod(self.e, image, extent)
+            image, index = divide(self.e, image, extent)
             source, copy = source + index * source_stride, copy + index * copy_stride
         return source, copy
 
@@ -493,7 +493,7 @@ class Writer:
             self.epilogue.finish(packed, at, operand_at, width, valid, self.y)
 
 
-def _divmod(e: Emitter, value: Expr, divisor: int) -> tuple[Expr, Expr]:
+def divide(e: Emitter, value: Expr, divisor: int) -> tuple[Expr, Expr]:
     """Quotient and remainder of a non-negative number."""
     if divisor == 1:
         return value, constant(0)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
-from qcompiler.codegen.cpu.contraction import Border
+from qcompiler.codegen.cpu.contraction import Border, divide
 from qcompiler.codegen.cpu.emit import Emitter, Expr, cast, constant, load, splat, vector_type
 from qcompiler.codegen.cpu.epilogue import Epilogue, FusedOp, fused_ops, pack_rows
 from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
@@ -82,6 +82,11 @@ class WinogradGeometry:
     def transformed(self) -> int:
         """Elements of the transformed input."""
         return self.input[0] * self.tile_lines * self.tile_pixels * ELEMENTS * self.input[3]
+
+    @property
+    def channels_outer(self) -> bool:
+        """Whether the weights are larger than the transformed input."""
+        return ELEMENTS * self.input[3] * self.channels > self.transformed
 
     @property
     def bordered_lines(self) -> int:
@@ -240,7 +245,8 @@ def winograd(
 ) -> Any:
     """Buffers: the transformed input, the fused operations' operands, weights, biases, scales, scratch, the output.
 
-    A task is one block of channels of one chunk of tiles; blocks are outside, so that weights are read once.
+    A task is one block of channels of one chunk of tiles. The larger of weights and input is read once, and by one
+    thread.
     """
     return _Writer(isa, geometry, rescale, fused).function()
 
@@ -271,8 +277,10 @@ class _Writer:
         e, g = self.e, self.g
         positions = g.input[0] * g.chunks
         with tasks(e) as task:
-            block = e.bind(tirx.truncdiv(task, constant(positions)), "int32", "block")
-            position = e.bind(task - block * positions, "int32", "position")
+            if g.channels_outer:
+                block, position = divide(e, task, positions)
+            else:
+                position, block = divide(e, task, g.channels // self.block)
             self.image = e.bind(tirx.truncdiv(position, constant(g.chunks)), "int32", "image")
             row = e.bind((position - self.image * g.chunks) * g.rows, "int32", "row")
             self.channel = e.bind(block * self.block, "int32", "channel")
