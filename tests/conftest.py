@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Command, Done
 from hypothesis import settings
 
 # Wall time says nothing about correctness on a busy machine.
@@ -44,6 +46,28 @@ def bench_models(shared: Path) -> Path:
                 check=True, env={**os.environ, "OUT": str(folder)}, stdout=subprocess.DEVNULL,
             )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """``command("compile", model, ...)`` runs the command line and says how it ended; a traceback fails the test."""
+    from qcompiler.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["qcompiler", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capfd.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

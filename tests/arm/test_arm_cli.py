@@ -4,60 +4,28 @@ from __future__ import annotations
 
 import platform
 import shutil
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from arm_targets import DOTPROD, NEON, NEON32, Level, parameters
+from command_line import CALIBRATION, DIGITS, TEST, Command, Done
 
 import qcompiler
 from qcompiler import emulation
-from qcompiler.cli import main
 from qcompiler.codegen import host, toolchain
 from qcompiler.sim.errors import ArtifactError, TargetError
 
-DEMO = Path(qcompiler.__file__).parent / "demo"
 
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    stdout: str
-    stderr: str
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Command]:
-    """The command line in this process and an empty folder."""
+@pytest.fixture(autouse=True)
+def _in_a_clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["qcompiler", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def compile_digits(command: Command, target: str) -> Done:
-    return command(
-        "compile", DEMO / "digits.onnx", "--calibration", DEMO / "calibration.npz", "--target", target, "-o", "out"
-    )
+    return command("compile", DIGITS, "--calibration", CALIBRATION, "--target", target, "-o", "out")
 
 
 @pytest.mark.parametrize("level", parameters(NEON, NEON32))
@@ -66,7 +34,7 @@ def test_digits_from_model_to_emulated_outputs(level: Level, command: Command) -
     done = compile_digits(command, target)
     assert done.code == 0, done.stderr
     assert "equal to the reference on" in done.stdout
-    done = command("run", "out", "--input", DEMO / "test.npz", "--labels", "labels")
+    done = command("run", "out", "--input", TEST, "--labels", "labels")
     assert done.code == 0, done.stderr
     assert "accuracy  0.9889 (360 samples" in done.stdout
     emulator = "qemu-aarch64 -cpu max" if level is NEON else "qemu-arm -cpu cortex-a15"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LEVELS, Library
+from host_library import LEVELS, Library
 
 from qcompiler.codegen import aot
 from qcompiler.codegen.cpu.target import cpu_target

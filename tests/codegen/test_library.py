@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Library
+from host_library import Library
 from program_builder import ProgramBuilder
 
 from qcompiler.codegen import aot

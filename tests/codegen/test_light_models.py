@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import LEVELS
+from host_library import LEVELS
 from onnx import numpy_helper
 
 from qcompiler.frontend.onnx import import_onnx

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import LEVELS, Library
+from host_library import LEVELS, Library
 from operation_cases import FAMILIES
 from program_builder import ProgramBuilder
 

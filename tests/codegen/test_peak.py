@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import LEVELS
+from host_library import LEVELS
 
 from qcompiler.codegen.cpu.peak import peak
 from qcompiler.codegen.cpu.target import cpu_target

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import LEVELS, Library
+from host_library import LEVELS, Library
 from program_builder import ProgramBuilder, Tensor
 
 from qcompiler.sim import reference

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LEVELS, Library
+from host_library import LEVELS, Library
 from program_builder import ProgramBuilder
 
 from qcompiler.codegen import aot

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEST
+from command_line import TEST
 
 import qcompiler
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import DIGITS, TEST
+from command_line import DIGITS, TEST
 
 ROOT = Path(__file__).resolve().parents[2]
 

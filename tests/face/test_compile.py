@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import CALIBRATION, DIGITS, TEST, Command
+from command_line import CALIBRATION, DIGITS, TEST, Command
 
 import qcompiler
 from qcompiler.sim import reference

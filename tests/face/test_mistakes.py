@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import CALIBRATION, DIGITS, Command, make_model
-from onnx import helper
+from command_line import CALIBRATION, DIGITS, Command
+from onnx import TensorProto, helper
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,19 @@ def _compile(command: Command, model: object, *options: object, code: int = 1) -
 
 
 # -------------------------------------------------------------------------------------------- models
+def make_model(
+    nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], constants: dict[str, np.ndarray] | None = None
+) -> onnx.ModelProto:
+    """A float model whose output is "y"."""
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def test_missing_model(command: Command) -> None:
     assert _compile(command, "no.onnx") == "no.onnx: no such file"
 

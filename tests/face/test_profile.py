@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TEST, Command
+from command_line import TEST, Command
 
 import qcompiler
 from qcompiler import profiling

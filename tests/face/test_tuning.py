@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CALIBRATION, DIGITS, TEST, Command
+from command_line import CALIBRATION, DIGITS, TEST, Command
 
 import qcompiler
 from qcompiler.codegen.cpu.target import cpu_target, host_cpu_flags

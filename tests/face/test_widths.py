@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CALIBRATION, DIGITS, TEST, Command
+from command_line import CALIBRATION, DIGITS, TEST, Command
 
 import qcompiler
 from qcompiler.npu import backend

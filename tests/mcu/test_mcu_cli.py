@@ -5,59 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import CALIBRATION, DIGITS, TEST, Command
 from mcu_targets import targets
 
 import qcompiler
 from qcompiler import microcontroller
-from qcompiler.cli import main
 from qcompiler.codegen.mcu.target import MCU_TARGETS
 from qcompiler.progress import Progress
 from qcompiler.sim import reference
 from qcompiler.sim.errors import ArtifactError, TargetError
 
-DEMO = Path(qcompiler.__file__).parent / "demo"
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    stdout: str
-    stderr: str
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command line in this process."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["qcompiler", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return Done(code, *capfd.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
-
 
 def digits(target: str) -> tuple[object, ...]:
     return (
-        "compile", DEMO / "digits.onnx", "--calibration", DEMO / "calibration.npz", "--target", target, "-o", "out"
+        "compile", DIGITS, "--calibration", CALIBRATION, "--target", target, "-o", "out"
     )  # fmt: skip
 
 
@@ -73,14 +39,14 @@ def test_digits_from_model_to_emulated_outputs(target: str, command: Command) ->
     done = command(*digits(target))
     assert done.code == 0, done.stderr
     assert "equal to the reference on 8 samples" in done.stdout
-    done = command("run", out, "--input", DEMO / "test.npz", "--labels", "labels", "-o", scores)
+    done = command("run", out, "--input", TEST, "--labels", "labels", "-o", scores)
     assert done.code == 0, done.stderr
     assert "accuracy  0.9889 (360 samples" in done.stdout
     emulated = (
         f"none: emulated by qemu-system-arm -M {board.machine}" if (board := MCU_TARGETS[target].board) else "none:"
     )
     assert emulated in done.stdout
-    program, data = qcompiler.open_artifact(out).program(), np.load(DEMO / "test.npz")
+    program, data = qcompiler.open_artifact(out).program(), np.load(TEST)
     for i in range(0, 360, 24):
         wanted = reference.execute(program, {"image": data["image"][i].reshape(1, 1, 8, 8)})["scores"]
         assert np.array_equal(np.load(scores)["scores"][i], wanted[0])
@@ -106,7 +72,7 @@ def test_the_example_builds_from_its_makefile_and_runs(target: str, command: Com
         wanted = model.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["scores"]
     printed = (done.stdout + done.stderr).strip().splitlines()[-1]
     assert bytes.fromhex(printed) == wanted.tobytes()[:32]
-    again = qcompiler.compile(DEMO / "digits.onnx", calibration=DEMO / "calibration.npz", target=target, output="again")
+    again = qcompiler.compile(DIGITS, calibration=CALIBRATION, target=target, output="again")
     assert again.manifest.files == artifact.manifest.files, "the same inputs should give the same bytes"
 
 
@@ -116,7 +82,7 @@ def test_limits_name_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def refused(**limit: int) -> str:
         with pytest.raises(TargetError) as error:
             qcompiler.compile(
-                DEMO / "digits.onnx", calibration=DEMO / "calibration.npz", target="cortex-m4", output=tmp_path / "out",
+                DIGITS, calibration=CALIBRATION, target="cortex-m4", output=tmp_path / "out",
                 **limit,
             )  # fmt: skip
         assert os.listdir(tmp_path) == [], "something was left behind"
@@ -160,7 +126,7 @@ def test_without_a_compiler_the_source_is_the_product(tmp_path: Path, monkeypatc
             notes.append(text)
 
     artifact = qcompiler.compile(
-        DEMO / "digits.onnx", calibration=DEMO / "calibration.npz", target="cortex-m4", output=tmp_path / "out",
+        DIGITS, calibration=CALIBRATION, target="cortex-m4", output=tmp_path / "out",
         progress=Notes(),
     )  # fmt: skip
     assert notes == [
