@@ -306,7 +306,10 @@ def explore(
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where results go.")] = None,
     objective: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="latency, energy, power, area, edp, traffic; default: the space's."),
+        typer.Option(
+            metavar="A,B,...",
+            help="latency, energy, power, area, edp, traffic; with data sqnr, accuracy; default: the space's.",
+        ),
     ] = None,
     constraint: Annotated[
         list[str] | None,
@@ -331,6 +334,15 @@ def explore(
         typer.Option(metavar="URL", help="File or database of what was evaluated (default: DIR.journal until done)."),
     ] = None,
     calibration: Calibration = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA", help="Samples held out, to measure SQNR and accuracy on (default: --calibration)."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Array of their .npz with the right classes, as for `run`.")
+    ] = None,
     shape: Shapes = None,
     host_fallback: Annotated[
         bool, typer.Option("--host-fallback", help="As for compile: the host runs float operations at the ends.")
@@ -351,6 +363,8 @@ def explore(
       qcompiler explore kws.onnx --space space.yaml -o front/
       qcompiler explore kws.onnx vww.onnx --space space.yaml --objective latency,area --constraint "area < 2" -o out/
       qcompiler explore kws.onnx --space big.yaml --sampler nsga2 --trials 2000 --cluster tcp://10.0.0.1:8786 -o out/
+      qcompiler explore kws.onnx --space bits.yaml --calibration samples.npz --evaluation test.npz --labels labels
+        --objective latency,energy,accuracy --constraint "accuracy > 0.9" -o out/
       qcompiler explore --schema > space.schema.json
     """
     from qcompiler import exploration
@@ -368,8 +382,8 @@ def explore(
     found = run(
         models or [], space=space, output=output, objectives=_words(objective), constraints=constraint or [],
         sampler=sampler, trials=trials, seed=seed, workers=workers or exploration.cores(), cluster=cluster,
-        storage=storage, calibration=calibration, shapes=_shapes(shape), host_fallback=host_fallback,
-        simulate=simulate_front, progress=for_stderr(),
+        storage=storage, calibration=calibration, evaluation=evaluation, labels=labels, shapes=_shapes(shape),
+        host_fallback=host_fallback, simulate=simulate_front, progress=for_stderr(),
     )  # fmt: skip
     exploration.print_result(found, output)
 

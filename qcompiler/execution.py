@@ -58,12 +58,17 @@ def execute(model: Model, samples: Samples) -> tuple[dict[str, npt.NDArray[Any]]
 
 def accuracy(scores: npt.NDArray[Any], labels: npt.NDArray[Any], where: str) -> float:
     """Fraction of samples whose largest score is at the label. scores: [N, ..., classes]; labels: [N] integers."""
-    if labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
-        raise CalibrationError(
-            f"{where}: labels are {labels.dtype}{list(labels.shape)}; {scores.shape[0]} samples want as many integers"
-        )
+    check_labels(labels, len(scores), where)
     flat = scores.reshape(len(scores), -1)
     return float(np.mean(np.argmax(flat, axis=1) == labels))
+
+
+def check_labels(labels: npt.NDArray[Any], samples: int, where: str) -> None:
+    """Raise CalibrationError unless there is one integer for each sample."""
+    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+        raise CalibrationError(
+            f"{where}: labels are {labels.dtype}{list(labels.shape)}; {samples} samples want as many integers"
+        )
 
 
 def _join(values: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -172,9 +172,8 @@ def compile_model(
             program = integerize(quantised.module, rounding=options.rounding, name=options.name)
         _check_widths(program, quantised, widths)
         graph = read(quantised.float_module)
-        (work / PROGRAM).write_bytes(program_text.save(program))
-        built = backend.build(program, work, options.name, progress)
-        manifest = _manifest(program, backend, built, work, _provenance(model, target, quantised, options, widths), {})
+        artifact, built = build(program, backend, work, options.name, progress)
+        manifest = replace(artifact.manifest, build=_provenance(model, target, quantised, options, widths))
         if built.tuning is not None:
             manifest.build["tuning"] = dict(built.tuning)
         with progress.stage("measure accuracy"):
@@ -192,12 +191,28 @@ def compile_model(
     return Artifact(output, manifest)
 
 
-def quantise_model(
-    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress,
-    widths: Widths = FULL,
-) -> Quantised:  # fmt: skip
-    """Import, canonicalise, calibrate and quantise. A model that already holds QuantizeLinear keeps its own scales."""
-    run = _Passes(options, progress)
+def build(
+    program: IntegerProgram, backend: Backend, work: Path, prefix: str, progress: Progress
+) -> tuple[Artifact, Built]:
+    """Lower a program into an existing directory; an artefact that runs, but says nothing of where it came from."""
+    (work / PROGRAM).write_bytes(program_text.save(program))
+    built = backend.build(program, work, prefix, progress)
+    return Artifact(work, _manifest(program, backend, built, work, {}, {})), built
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model before it is quantised: the canonical graph, and samples to calibrate on. carried: it has scales."""
+
+    module: tvm.IRModule
+    samples: Samples | None
+    carried: bool
+
+
+def prepare(
+    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress, run: Passes
+) -> Prepared:
+    """Import and canonicalise. Raises CalibrationError for a float model without samples."""
     with progress.stage("import"):
         module = import_onnx(model, dict(options.shapes) or None)
     with progress.stage("canonicalise"):
@@ -206,22 +221,37 @@ def quantise_model(
     samples = None
     if calibration is not None:
         samples = Samples(calibration, {n: Tensor(n, t.shape, t.dtype) for n, t in inputs_of(graph).items()})
-    if any(node.op == "quantize" for node in graph.nodes):
-        run.report()
-        return Quantised(module, module, samples)
-    if samples is None:
+    carried = any(node.op == "quantize" for node in graph.nodes)
+    if not carried and samples is None:
         raise CalibrationError(
             "the model is float, and nothing says which ranges its tensors have; give --calibration: an .npz keyed by "
             f"input name ({', '.join(map(repr, graph.inputs))}) with a leading sample axis"
         )
+    return Prepared(module, samples, carried)
+
+
+def quantise(prepared: Prepared, options: Options, progress: Progress, run: Passes, widths: Widths) -> Quantised:
+    """Calibrate and quantise. A model that already holds QuantizeLinear keeps its own scales."""
+    module, samples = prepared.module, prepared.samples
+    if prepared.carried or samples is None:
+        return Quantised(module, module, samples)
     with progress.stage("calibrate"):
         tracked = progress.track(samples) if widths == FULL else samples  # else it goes through them twice
         floats = FloatRuns(OUTPUT_SAMPLES)
         ranges = calibrate(module, tracked, observer=options.observer, widths=widths, floats=floats)
     with progress.stage("quantise"):
-        quantised = run(base.Pipeline((Quantize(ranges),)), module)
+        return Quantised(module, run(base.Pipeline((Quantize(ranges),)), module), samples, floats)
+
+
+def quantise_model(
+    model: str | Path | onnx.ModelProto, calibration: Source | None, options: Options, progress: Progress,
+    widths: Widths = FULL,
+) -> Quantised:  # fmt: skip
+    """Import, canonicalise, calibrate and quantise. A model that already holds QuantizeLinear keeps its own scales."""
+    run = Passes(options, progress)
+    quantised = quantise(prepare(model, calibration, options, progress, run), options, progress, run, widths)
     run.report()
-    return Quantised(module, quantised, samples, floats)
+    return quantised
 
 
 def quantise_to_onnx(
@@ -245,7 +275,7 @@ def inputs_of(graph: Graph) -> dict[str, Any]:
     return {name: graph.types[name] for name in graph.inputs}
 
 
-class _Passes:
+class Passes:
     """Runs pipelines with the instruments that the options ask for."""
 
     def __init__(self, options: Options, progress: Progress) -> None:

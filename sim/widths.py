@@ -56,6 +56,11 @@ class Widths:
         """The largest magnitude of a weight."""
         return (1 << (self.weight_bits - 1)) - 1
 
+    @property
+    def short(self) -> str:
+        """As w4a8."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
     def __str__(self) -> str:
         return f"{self.weight_bits}-bit weights, {self.activation_bits}-bit activations"
 

@@ -28,6 +28,8 @@ def explore(
     cluster: str | None = None,
     storage: str | None = None,
     calibration: Source | None = None,
+    evaluation: Source | None = None,
+    labels: str | Sequence[int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     host_fallback: bool = False,
     simulate: bool = True,
@@ -36,9 +38,11 @@ def explore(
     """Search a space of machines for models, and write the results into the directory `output`, whole or not at all.
 
     models: ONNX files or artefacts. space: the path of a space.yaml, or a `sim.explore.space.Space`. objectives:
-    "latency", "energy", "power", "area", "edp", "traffic" (default: the space's). constraints: comparisons such as
-    "area_mm2 < 2". sampler: "exhaustive", "random", "tpe", "nsga2", or None for what the size of the space allows;
-    trials: different machines to try. The same seed gives the same points, whatever `workers` or `cluster` (the address
+    "latency", "energy", "power", "area", "edp", "traffic", and with data "sqnr", "accuracy" (default: the space's).
+    constraints: comparisons such as "area_mm2 < 2". calibration: samples to quantise with, as for `compile`.
+    evaluation: samples held out, to measure on (default: those of the calibration); labels: the key of an array of
+    their file, or one integer for each sample. sampler: "exhaustive", "random", "tpe", "nsga2", or None for what the
+    size of the space allows; trials: different machines to try. The same seed gives the same points, whatever `workers` or `cluster` (the address
     of a Dask scheduler) evaluates them. storage: a file or a database URL; by default a journal beside `output`.
     With workers > 1, call this below ``if __name__ == "__main__":``, since workers import the calling script.
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
@@ -50,6 +54,7 @@ def explore(
     request = Request(
         models=many, space=space, output=Path(output), objectives=tuple(objectives), constraints=tuple(constraints),
         sampler=sampler, trials=trials, seed=seed, workers=workers, cluster=cluster, storage=storage,
-        calibration=calibration, shapes=shapes or {}, host_fallback=host_fallback, simulate_front=simulate,
+        calibration=calibration, evaluation=evaluation, labels=labels, shapes=shapes or {}, host_fallback=host_fallback,
+        simulate_front=simulate,
     )  # fmt: skip
     return run(request, progress or Progress())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -19,22 +19,43 @@ from qcompiler.sim.explore.space import Point, Space
 from qcompiler.sim.hardware import Machine
 from qcompiler.sim.integer_program import IntegerProgram
 from qcompiler.sim.network import Network, network
+from qcompiler.sim.widths import Widths
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What every worker needs: the space, and the models' integer programs (without what the host runs) by name."""
+    """What every worker needs: the space, and the models' integer programs (without what the host runs) by name.
+
+    variants: other programs for machines with these widths of operands, or why they can run none.
+    """
 
     space: Space
     programs: dict[str, IntegerProgram]
+    variants: Mapping[Widths, dict[str, IntegerProgram] | str] = field(default_factory=dict)
 
     @cached_property
     def table(self) -> EnergyTable:
         return energy.load_table()
 
     @cached_property
-    def networks(self) -> list[Network]:
-        return [network(program) for program in self.programs.values()]
+    def _networks(self) -> dict[tuple[IntegerProgram, ...], list[Network]]:
+        """Networks by what they come from. Programs that differ in weights alone share one."""
+        distinct: list[list[Network]] = []
+        found: dict[tuple[IntegerProgram, ...], list[Network]] = {}
+        for programs in (self.programs, *(v for v in self.variants.values() if not isinstance(v, str))):
+            made = [network(program) for program in programs.values()]
+            same = next((d for d in distinct if all(map(_alike, d, made))), made)
+            distinct += [made] if same is made else []
+            found[tuple(programs.values())] = same
+        return found
+
+    def programs_for(self, machine: Machine) -> dict[str, IntegerProgram] | str:
+        """The programs that a machine runs, or why there are none."""
+        return self.variants.get(Widths(machine.matrix.weight_bits, machine.matrix.activation_bits), self.programs)
+
+    def networks(self, programs: Mapping[str, IntegerProgram]) -> list[Network]:
+        """The networks of `programs_for` a machine."""
+        return self._networks[tuple(programs.values())]
 
     def machine(self, point: Point) -> Machine:
         """The machine of a point, called by the space's name. Raises HardwareError for one that cannot be."""
@@ -54,16 +75,33 @@ def doubled(context: Context, items: Sequence[tuple[Point, str]]) -> list[Outcom
     return _outcomes(context, [lambda p=p, r=r: double(context.machine(p), r)[0] for p, r in items])  # type: ignore[misc]
 
 
+def _alike(a: Network, b: Network) -> bool:
+    return all(getattr(a, f.name) == getattr(b, f.name) for f in fields(a))
+
+
 def _outcomes(context: Context, makers: Sequence[Callable[[], Machine]]) -> list[Outcome]:
-    machines: list[Machine | str] = []
+    outcomes: list[Outcome | None] = []
+    groups: dict[int, tuple[list[Network], list[Machine], list[int]]] = {}
     for make in makers:
         try:
-            machines.append(make())
+            machine = make()
         except HardwareError as error:
-            machines.append("; ".join(str(error).splitlines()))
-    results = costs_of(context.networks, [m for m in machines if isinstance(m, Machine)], context.table)
-    rows = iter(range(len(results.reasons)))
-    return [Outcome(m) if isinstance(m, str) else _outcome(results, next(rows)) for m in machines]
+            outcomes.append(Outcome("; ".join(str(error).splitlines())))
+            continue
+        programs = context.programs_for(machine)
+        if isinstance(programs, str):
+            outcomes.append(Outcome(programs))
+            continue
+        networks = context.networks(programs)
+        _, machines, places = groups.setdefault(id(networks), (networks, [], []))
+        machines.append(machine)
+        places.append(len(outcomes))
+        outcomes.append(None)
+    for networks, machines, places in groups.values():
+        results = costs_of(networks, machines, context.table)
+        for row, place in enumerate(places):
+            outcomes[place] = _outcome(results, row)
+    return [o for o in outcomes if o is not None]
 
 
 def _outcome(results: Results, row: int) -> Outcome:
@@ -85,7 +123,9 @@ def simulate(context: Context, points: Sequence[Point]) -> list[Outcome]:
     outcomes = []
     for point in points:
         machine, costs = context.machine(point), []
-        for program in context.programs.values():
+        programs = context.programs_for(machine)
+        assert not isinstance(programs, str)  # it is on the front
+        for program in programs.values():
             compiled = compile_npu(program, machine)
             cycles, counts = timing.simulate(compiled).cycles, energy.count(compiled).sum(axis=0)
             spent = energy.energy(counts, cycles, machine, context.table).total.value

@@ -1,10 +1,10 @@
-"""The models of an exploration: integer programs from ONNX or from a compiled artefact."""
+"""The models of an exploration: integer programs from ONNX or from a compiled artefact, for each width of operands."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from qcompiler.sim.errors import ExplorationError
 from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.widths import FULL, Widths, misfit
 
 if TYPE_CHECKING:
     from qcompiler.data import Source
+    from qcompiler.passes.graph import Graph
     from qcompiler.progress import Progress
 
 SYNTHETIC_SAMPLES = 2
@@ -22,14 +24,22 @@ SYNTHETIC_SAMPLES = 2
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """name: an identifier. core: what the accelerator runs. program: all of it. calibration: "given" (samples, or
-    scales that the model carried) or "synthetic" (random: good for costs, not for results)."""
+    """name: an identifier. calibration: "given" (samples, or scales that the model carried) or "synthetic" (random:
+    good for costs, not for results). programs: all of it, by widths; cores: what the accelerator runs of it. refused:
+    why there is none for other widths. graph: the float model; None where only an artefact is known."""
 
     name: str
     source: str
-    program: IntegerProgram
-    core: IntegerProgram
     calibration: str
+    programs: Mapping[Widths, IntegerProgram]
+    cores: Mapping[Widths, IntegerProgram]
+    refused: Mapping[Widths, str] = field(default_factory=dict)
+    graph: Graph | None = None
+
+    @property
+    def core(self) -> IntegerProgram:
+        """What the accelerator runs, for the widest operands."""
+        return next(iter(self.cores.values()))
 
 
 def name_of(path: Path) -> str:
@@ -40,32 +50,44 @@ def name_of(path: Path) -> str:
 
 def load(
     path: Path, name: str, shapes: Mapping[str, Sequence[int]], calibration: Source | None, host_fallback: bool,
-    progress: Progress,
+    progress: Progress, widths: Sequence[Widths] = (FULL,),
 ) -> Model:  # fmt: skip
     """The model of an ONNX file or an artefact. Raises QCompilerError.
 
-    A float model without calibration is quantised with random samples: its cost does not depend on the scales.
+    A float model without calibration is quantised with random samples: its cost does not depend on the scales. One that
+    is quantised already is what it is; machines whose operands it does not fit cannot run it.
     """
     from qcompiler.codegen.npu.partition import partition
 
+    graph = None
     if path.is_dir():
         from qcompiler.artifact import open_artifact
 
         program, how = open_artifact(path).program(), "given"
+        programs = dict.fromkeys(widths, program)
     elif path.exists():
-        program, how = _quantise(path, shapes, calibration, progress)
+        graph, programs, how = _quantise(path, shapes, calibration, progress, widths)
     else:
         raise ExplorationError(f"model {path} does not exist; give an ONNX file or a compiled artefact")
-    return Model(name, path.name, program, partition(program, host_fallback).core, how)
+    refused = {w: f"{name}: {reason}" for w, program in programs.items() if (reason := misfit(program, w)) is not None}
+    if len(refused) == len(programs):
+        raise ExplorationError(
+            f"{next(iter(refused.values()))}: the model is quantised already, and not for the machines of this space; "
+            "give the float model"
+        )
+    fitting = {w: program for w, program in programs.items() if w not in refused}
+    cores = {w: partition(program, host_fallback).core for w, program in fitting.items()}
+    return Model(name, path.name, how, fitting, cores, refused, graph)
 
 
 def _quantise(
-    path: Path, shapes: Mapping[str, Sequence[int]], calibration: Source | None, progress: Progress
-) -> tuple[IntegerProgram, str]:
+    path: Path, shapes: Mapping[str, Sequence[int]], calibration: Source | None, progress: Progress,
+    widths: Sequence[Widths],
+) -> tuple[Graph, dict[Widths, IntegerProgram], str]:  # fmt: skip
     from qcompiler.frontend.onnx import import_onnx
     from qcompiler.passes.graph import read
     from qcompiler.passes.integerize import integerize
-    from qcompiler.pipeline import Options, inputs_of, quantise_model
+    from qcompiler.pipeline import Options, Passes, inputs_of, prepare, quantise
 
     how = "given"
     if calibration is None:
@@ -73,8 +95,18 @@ def _quantise(
         calibration, how = _random_samples(inputs_of(graph)), "synthetic"
         if any(node.op == "quantize" for node in graph.nodes):
             calibration, how = None, "given"
-    quantised = quantise_model(path, calibration, Options(shapes=shapes), progress)
-    return integerize(quantised.module, name=path.stem), how
+    options = Options(shapes=shapes)
+    run = Passes(options, progress)
+    prepared = prepare(path, calibration, options, progress, run)
+    programs: dict[Widths, IntegerProgram] = {}
+    for w in widths:
+        if programs and prepared.carried:
+            programs[w] = next(iter(programs.values()))
+            continue
+        if len(widths) > 1 and not prepared.carried:
+            progress.note(f"{path.name}, {w}:")
+        programs[w] = integerize(quantise(prepared, options, progress, run, w).module, name=path.stem)
+    return read(prepared.module), programs, how
 
 
 def _random_samples(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:

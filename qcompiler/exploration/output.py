@@ -151,10 +151,10 @@ def summarise(found: Exploration) -> dict[str, Any]:
         "constraints": [c.text for c in merit.constraints],
         "models": {
             m.name: {
-                "source": m.source, "program_sha256": found.identity["models"][m.name][0], "calibration": m.calibration,
-                "weight": o.weight, "period_ms": o.period_ms,
+                "source": m.source, "calibration": m.calibration, "weight": o.weight, "period_ms": o.period_ms,
+                **_quantised(found, i),
             }
-            for m, o in zip(found.models, merit.models.values(), strict=True)
+            for i, (m, o) in enumerate(zip(found.models, merit.models.values(), strict=True))
         },
         "units": {o.figure: UNITS[o.figure.rpartition(".")[2]] for o in merit.objectives},
         "simulation": {
@@ -176,6 +176,22 @@ def summarise(found: Exploration) -> dict[str, Any]:
         },
         "identity": dict(found.identity),
     }  # fmt: skip
+
+
+def _quantised(found: Exploration, index: int) -> dict[str, Any]:
+    """The programs of a model, by the widths of operands, and what they are worth where that is measured."""
+    model, rows = found.models[index], []
+    for w, program in found.identity["models"][model.name][0].items():
+        widths = next(x for x in model.cores if x.short == w)
+        row: dict[str, Any] = {
+            "weight_bits": widths.weight_bits, "activation_bits": widths.activation_bits, "program_sha256": program
+        }  # fmt: skip
+        if widths in found.quality:
+            quality = found.quality[widths][index]
+            row |= {n: getattr(quality, n) for n in found.merit.measured[model.name]}
+        rows.append(row)
+    exact = found.float_accuracy[index] if found.float_accuracy else None
+    return {"quantised": rows, **({} if exact is None else {"float_accuracy": exact})}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,18 @@ from qcompiler.exploration import samplers
 from qcompiler.exploration.engines import Engine, engine
 from qcompiler.exploration.evaluation import Context, Work, doubled, evaluate, simulate
 from qcompiler.exploration.models import Model, load, name_of
+from qcompiler.exploration.quality import Data, Measurement
 from qcompiler.exploration.samplers import SAMPLERS, Verdict
 from qcompiler.exploration.storage import Chunk, Storage, digest
 from qcompiler.sim import energy, program_text
 from qcompiler.sim.errors import ExplorationError, did_you_mean
 from qcompiler.sim.explore import sensitivity, space_file
-from qcompiler.sim.explore.merit import Merit, Outcome
+from qcompiler.sim.explore.merit import QUALITY_ALIASES, Merit, Outcome, Quality
 from qcompiler.sim.explore.sensitivity import RESOURCES, Effect
 from qcompiler.sim.explore.space import ModelOptions, Point, Space, lookup
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.widths import Widths
 
 if TYPE_CHECKING:
     from qcompiler.data import Source
@@ -40,8 +43,9 @@ FRONT_CHUNK, NEXT_CHUNK = 4, 64
 
 @dataclass(frozen=True)
 class Request:
-    """What to explore. sampler: None for the best of what the space's size allows. storage: a file or database URL;
-    None for a journal beside the output. simulate_front: prove the front in the event simulator."""
+    """What to explore. calibration, evaluation, labels: `quality.Data` of models of which the space has none. sampler:
+    None for the best of what the space's size allows. storage: a file or database URL; None for a journal beside the
+    output. simulate_front: prove the front in the event simulator."""
 
     models: Sequence[str | Path]
     space: str | Path | Space
@@ -55,6 +59,8 @@ class Request:
     cluster: str | None = None
     storage: str | None = None
     calibration: Source | None = None
+    evaluation: Source | None = None
+    labels: str | Sequence[int] | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     host_fallback: bool = False
     simulate_front: bool = True
@@ -65,7 +71,8 @@ class Exploration:
     """The result. points, outcomes, figures (None where impossible), broken (constraints and by how much): by number of
     the point. front: numbers of the points that nothing dominates, by the first objective. simulated: outcomes of the
     front in the event simulator. effects: by objective and axis. next: by number of a front point and resource, the
-    outcome of doubling it."""
+    outcome of doubling it. quality: of each model, by the widths of operands; empty where it is not measured.
+    float_accuracy: of each model where quality is measured."""
 
     space: Space
     merit: Merit
@@ -81,6 +88,8 @@ class Exploration:
     effects: dict[str, list[Effect]] = field(default_factory=dict)
     next: dict[int, dict[str, Outcome]] = field(default_factory=dict)
     models: tuple[Model, ...] = ()
+    quality: Mapping[Widths, tuple[Quality, ...]] = field(default_factory=dict)
+    float_accuracy: tuple[float | None, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -102,27 +111,42 @@ class _Run:
         self.space = request.space if isinstance(request.space, Space) else space_file.load(request.space)
         self.options = _models(request, self.space)
         objectives = request.objectives or self.space.objectives or ("latency", "energy", "area")
+        constraints = [*self.space.constraints, *request.constraints]
+        self.data = {n: _data(request, o) for n, (_, o) in self.options.items()}
+        measured = _measured(self.options, self.data, self.space, [*objectives, *constraints])
         # Mistakes in objectives and constraints should not wait for the models.
-        self.merit = Merit(
-            {n: o for n, (_, o) in self.options.items()}, objectives,
-            [*self.space.constraints, *request.constraints],
-        )  # fmt: skip
+        self.merit = Merit({n: o for n, (_, o) in self.options.items()}, objectives, constraints, measured)
         self.sampler, self.trials = _sampler(request, self.space)
+        if len(self.space.widths) > 1 and not any(measured.values()):
+            progress.note(
+                "the widths of operands vary, and nothing says what narrow ones cost in accuracy: give --calibration "
+                "samples, --evaluation for samples held out, and their --labels where the model tells classes apart"
+            )
 
     def load(self) -> tuple[tuple[Model, ...], Context]:
-        models = []
+        models, request, widths = [], self.request, self.space.widths
         for name, (path, options) in self.options.items():
-            shapes = {**(options.shapes or {}), **self.request.shapes}
-            models.append(load(path, name, shapes, self.request.calibration, self.request.host_fallback, self.progress))
+            shapes = {**(options.shapes or {}), **request.shapes}
+            calibration = self.data[name].calibration
+            models.append(load(path, name, shapes, calibration, request.host_fallback, self.progress, widths))
         synthetic = [m.name for m in models if m.calibration == "synthetic"]
         if synthetic:
             self.progress.note(
                 f"{', '.join(synthetic)}: quantised with random samples, since there is no --calibration: costs are "
                 "right, the numbers that such a program computes are not"
             )
-        return tuple(models), Context(self.space, {m.name: m.core for m in models})
+        variants: dict[Widths, dict[str, IntegerProgram] | str] = {}
+        for w in widths:
+            refused = [m.refused[w] for m in models if w in m.refused]
+            variants[w] = "; ".join(refused) if refused else {m.name: m.cores[w] for m in models}
+        return tuple(models), Context(self.space, {m.name: m.core for m in models}, variants)
 
-    def identity(self, models: Sequence[Model]) -> dict[str, Any]:
+    def measurements(self, models: Sequence[Model]) -> list[Measurement]:
+        """How the quality of each model is measured; none where nothing is."""
+        measured = self.merit.measured
+        return [Measurement(m, self.data[m.name], measured[m.name]) for m in models] if any(measured.values()) else []
+
+    def identity(self, models: Sequence[Model], measurements: Sequence[Measurement]) -> dict[str, Any]:
         """Everything that the results depend on, but the number of trials: a longer run begins with the shorter."""
         space = self.space
         optuna = {} if self.sampler in ("exhaustive", "random") else {"optuna": metadata.version("optuna")}
@@ -132,9 +156,10 @@ class _Run:
             "derived": [[n, e.text] for n, e in space.derived],
             "space": space.name,
             "models": {
-                m.name: [program_text.digest(m.core), o.weight, o.period_ms]
+                m.name: [{w.short: program_text.digest(p) for w, p in m.cores.items()}, o.weight, o.period_ms]
                 for m, o in zip(models, self.merit.models.values(), strict=True)
             },
+            "quality": {m.model.name: m.identity for m in measurements if m.figures},
             "objectives": [o.figure for o in self.merit.objectives],
             "constraints": [c.text for c in self.merit.constraints],
             "sampler": self.sampler,
@@ -151,20 +176,52 @@ def explore(request: Request, progress: Progress) -> Exploration:
     run = _Run(request, progress)
     output.check(request.output)
     models, context = run.load()
-    identity = run.identity(models)
+    measurements = run.measurements(models)
+    identity = run.identity(models, measurements)
     where = output.storage_of(request, digest(identity))
     storage = Storage(where, identity)
     if storage.repaired:
         progress.note(f"{where}: dropped {storage.repaired} bytes of a record that was not finished")
+    quality = _qualities(run, measurements, storage)
     with engine(context, request.workers, request.cluster) as workers:
-        found = _evaluate_all(run, context, workers, storage)
-        found = _study_front(run, found, workers, storage, models)
+        found = _evaluate_all(run, quality, workers, storage)
+        found = _study_front(run, found, workers, storage)
+    found = replace(found, models=models, float_accuracy=tuple(m.float_accuracy for m in measurements))
     storage.close()
     output.write(found, request.output, where if isinstance(where, Path) else None)
     return found
 
 
-def _evaluate_all(run: _Run, context: Context, workers: Engine, storage: Storage) -> Exploration:
+Qualities = Mapping[Widths, tuple[Quality, ...]]
+
+
+def _qualities(run: _Run, measurements: Sequence[Measurement], storage: Storage) -> Qualities:
+    """The quality of all models by widths, each measured once and kept in the storage."""
+    found: dict[Widths, tuple[Quality, ...]] = {}
+    for w in run.space.widths if measurements else ():
+        if any(w in m.model.refused for m in measurements):
+            continue
+        row = []
+        for m in measurements:
+            key = f"quality-{m.model.name}-{w.short}"
+            kept = storage.value(key)
+            if kept is None and m.figures:
+                measured = m.measure(w, run.progress)
+                kept = [measured.sqnr_db, measured.accuracy]
+                storage.keep(key, kept)
+            row.append(Quality(*(kept or ())))
+        found[w] = tuple(row)
+    return found
+
+
+def _judged(space: Space, quality: Qualities, point: Point, outcome: Outcome) -> Outcome:
+    """The outcome with the quality that the point's widths have."""
+    if outcome.reason or not quality:
+        return outcome
+    return replace(outcome, quality=quality[space.widths_of(point)])
+
+
+def _evaluate_all(run: _Run, quality: Qualities, workers: Engine, storage: Storage) -> Exploration:
     known = storage.read("points")
     points: list[Point] = []
     outcomes: list[Outcome] = []
@@ -188,6 +245,7 @@ def _evaluate_all(run: _Run, context: Context, workers: Engine, storage: Storage
             offset, verdicts = len(points), []
             chunks = [(offset + i, batch[i : i + size]) for i in range(0, len(batch), size)]
             for first, chunk, result in _in_order(chunks, known, storage, "points", evaluate, workers):
+                result = [_judged(run.space, quality, p, o) for p, o in zip(chunk, result, strict=True)]
                 for number, (point, outcome) in enumerate(zip(chunk, result, strict=True), first):
                     f, b = _judge(run, base, point, outcome)
                     figures.append(f)
@@ -202,8 +260,9 @@ def _evaluate_all(run: _Run, context: Context, workers: Engine, storage: Storage
                 run.progress.advance(len(points), total, f"{rate:,.0f} points/s, {len(kept.numbers)} on the front")
     front = kept.settled()
     return Exploration(
-        run.space, run.merit, run.sampler, run.request.seed, storage.identity, points, outcomes, figures, broken, front
-    )
+        run.space, run.merit, run.sampler, run.request.seed, storage.identity, points, outcomes, figures, broken, front,
+        quality=quality,
+    )  # fmt: skip
 
 
 def _in_order(
@@ -307,9 +366,7 @@ class _Front:
 
 
 # ---------------------------------------------------------------------------------------- behind the front
-def _study_front(
-    run: _Run, found: Exploration, workers: Engine, storage: Storage, models: tuple[Model, ...]
-) -> Exploration:
+def _study_front(run: _Run, found: Exploration, workers: Engine, storage: Storage) -> Exploration:
     """Prove the front, and say what matters and what to change."""
     front = sorted(found.front)
     simulated: dict[int, Outcome] = {}
@@ -317,7 +374,7 @@ def _study_front(
         chunks = [(n, [found.points[n]]) for n in front]
         with run.progress.stage("simulate the front"):
             for first, _, result in _tracked(run, chunks, storage, "simulated", simulate, workers):
-                simulated[first] = result[0]
+                simulated[first] = _judged(run.space, found.quality, found.points[first], result[0])
     with run.progress.stage("which field matters"):
         effects = _effects(run, found, workers, storage)
     following: dict[int, dict[str, Outcome]] = {n: {} for n in front}
@@ -329,11 +386,8 @@ def _study_front(
     with run.progress.stage("what to change next"):
         for first, chunk, result in _tracked(run, questions, storage, kind, doubled, workers):
             for (n, resource), outcome in zip(items[first : first + len(chunk)], result, strict=True):
-                following[n][resource] = outcome
-    return Exploration(
-        found.space, found.merit, found.sampler, found.seed, found.identity, found.points, found.outcomes,
-        found.figures, found.broken, found.front, simulated, effects, following, models,
-    )  # fmt: skip
+                following[n][resource] = _judged(run.space, found.quality, found.points[n], outcome)
+    return replace(found, simulated=simulated, effects=effects, next=following)
 
 
 def _tracked(
@@ -360,7 +414,8 @@ def _effects(run: _Run, found: Exploration, workers: Engine, storage: Storage) -
     figures: dict[Point, dict[str, float] | None] = {}
     for _, chunk, result in _tracked(run, chunks, storage, "sweeps", evaluate, workers):
         for point, outcome in zip(chunk, result, strict=True):
-            figures[point] = None if outcome.reason else merit.figures(outcome)
+            judged = _judged(run.space, found.quality, point, outcome)
+            figures[point] = None if judged.reason else merit.figures(judged)
     centres = sensitivity.centres(run.space, run.request.seed, SWEEPS)
     effects = {}
     for o in merit.objectives:
@@ -394,6 +449,24 @@ def _models(request: Request, space: Space) -> dict[str, tuple[Path, ModelOption
     if missing:
         raise ExplorationError(f"models.{missing[0]}: give its path, or the model on the command line")
     return {n: (p, described.get(n, ModelOptions())) for n, p in paths.items()}
+
+
+def _data(request: Request, options: ModelOptions) -> Data:
+    """The samples of a model: the space's own, or what was given for all."""
+    own = options.calibration or options.evaluation or options.labels
+    if own:
+        return Data(options.calibration, options.evaluation, options.labels)
+    return Data(request.calibration, request.evaluation, request.labels)
+
+
+def _measured(
+    options: Mapping[str, tuple[Path, ModelOptions]], data: Mapping[str, Data], space: Space, wanted: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Which figures of quality each model has: what its data allows, where anything asks for them."""
+    possible = {n: data[n].figures(path) for n, (path, _) in options.items()}
+    asked = len(space.widths) > 1 or any(q in text for text in wanted for q in QUALITY_ALIASES)
+    said = any(d.evaluation is not None or d.labels is not None for d in data.values())
+    return possible if asked or said else {}
 
 
 def _sampler(request: Request, space: Space) -> tuple[str, int | None]:

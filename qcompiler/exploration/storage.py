@@ -164,6 +164,25 @@ class Storage:
         record = {"items": plain, "outcomes": rows, "sha256": self._sum(key, plain, rows)}
         self._backend.set_study_user_attr(self._study, key, record)
 
+    # ------------------------------------------------------------------------------------------ single values
+    def value(self, key: str) -> Any:
+        """A JSON value that was kept, None where there is none. Raises ExplorationError for damage."""
+        record = self._backend.get_study_user_attrs(self._study).get(key)
+        if record is None:
+            return None
+        try:
+            if record["sha256"] != digest([self.hash, key, record["value"]]):
+                raise ValueError("its checksum is wrong")
+            return record["value"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExplorationError(
+                f"storage {self.where} is damaged at {key} ({_first_line(error)}); remove it to begin again"
+            ) from None
+
+    def keep(self, key: str, value: Any) -> None:
+        """Keep a JSON value; on return it is on disk."""
+        self._backend.set_study_user_attr(self._study, key, {"value": value, "sha256": digest([self.hash, key, value])})
+
     def close(self) -> None:
         """Give the file or the connection back."""
         self._backend.remove_session() if hasattr(self._backend, "remove_session") else None

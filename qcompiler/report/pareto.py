@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from qcompiler.sim.errors import ExplorationError
+from qcompiler.sim.explore.merit import QUALITY
 
 if TYPE_CHECKING:
     from qcompiler.exploration.run import Exploration
@@ -43,6 +44,7 @@ def render(found: Exploration, summary: Mapping[str, Any]) -> str:
         data=Markup(_embed(_data(found, summary))),
         summary=summary,
         cards=_cards(summary),
+        quality=_quality(found, summary),
         effects=[
             (figure, [(a, e) for a, e in sorted(axes.items(), key=lambda item: -item[1]["total"])])
             for figure, axes in summary["variance_explained"].items()
@@ -85,6 +87,7 @@ def _data(found: Exploration, summary: Mapping[str, Any]) -> dict[str, Any]:
         "derived": derived,
         "figures": {n: [None if f is None else _short(f[n]) for f in found.figures] for n in shown},
         "objectives": [o.figure for o in merit.objectives],
+        "quality": QUALITY,
         "status": "".join(status),
         "reasons": list(reasons),
         "why": why,
@@ -97,6 +100,29 @@ def _data(found: Exploration, summary: Mapping[str, Any]) -> dict[str, Any]:
             for e in summary["front"]
         },
     }
+
+
+def _quality(found: Exploration, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A table of what the models are worth by widths; None where nothing is measured."""
+    names = [n for n in QUALITY if any(n in own for own in found.merit.measured.values())]
+    rows = []
+    for name, model in summary["models"].items():
+        if model.get("float_accuracy") is not None:
+            rows.append(
+                [
+                    name,
+                    "float",
+                    "float",
+                    *(_digits(model["float_accuracy"] if n == "accuracy" else None) for n in names),
+                ]
+            )
+        for row in model["quantised"]:
+            rows.append([name, row["weight_bits"], row["activation_bits"], *(_digits(row.get(n)) for n in names)])
+    return {"names": names, "rows": rows} if names else None
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -4,6 +4,9 @@ With weights w, latencies t and energies e of the models: latency_ms = sum(w t) 
 edp = their product, power_mw = sum(w e) / sum(w t) for a machine that never pauses. Where every model has a period, the
 machine leaks while it waits: power_mw = leakage + sum((e - leakage t) / period), and the models must fit their periods.
 `<model>.<figure>` is one model's own.
+
+Where the models' quality is measured, it depends on the widths of the machine's operands: sqnr_db and accuracy are
+means by weight as well, and more of them is better.
 """
 
 from __future__ import annotations
@@ -28,6 +31,19 @@ UNITS = {
     "dram_bytes": "bytes",
 }  # fmt: skip
 PER_MODEL = ("latency_ms", "energy_uj", "dram_bytes")
+QUALITY_ALIASES = {"sqnr": "sqnr_db", "accuracy": "accuracy"}
+QUALITY = tuple(QUALITY_ALIASES.values())
+"""Figures of what the quantised models compute: more is better."""
+UNITS |= {"sqnr_db": "dB", "accuracy": ""}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one model, quantised for some widths. sqnr_db: of its first output against the float model, in dB; accuracy:
+    the fraction of samples whose largest score is at the label. None where it was not measured."""
+
+    sqnr_db: float | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,16 +57,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A machine with all its models, or the reason why it cannot be: then the rest is empty."""
+    """A machine with all its models, or the reason why it cannot be: then the rest is empty.
+
+    quality: of each model where it is measured; it follows from the machine's widths, and is not kept with the costs.
+    """
 
     reason: str = ""
     clock_mhz: float = 0.0
     area_mm2: float = 0.0
     leakage_mw: float = 0.0
     costs: tuple[Cost, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def to_json(self) -> list[Any]:
-        """A short JSON value that `from_json` gives back exactly."""
+        """A short JSON value that `from_json` gives back exactly, but for the quality."""
         if self.reason:
             return [self.reason]
         costs = [[c.cycles, c.energy_pj, c.dram_bytes] for c in self.costs]
@@ -66,30 +86,38 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure to minimise."""
+    """A figure to minimise, or one of `QUALITY` to maximise."""
 
     figure: str
 
+    @property
+    def maximised(self) -> bool:
+        return self.figure.rpartition(".")[2] in QUALITY
+
     def cost(self, figures: Mapping[str, float]) -> float:
-        """The figure itself."""
-        return figures[self.figure]
+        """The figure itself, negative where more is better."""
+        return -figures[self.figure] if self.maximised else figures[self.figure]
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """Its logarithm: figures span decades."""
-        return math.log(max(figures[self.figure], 1e-30))
+        """Its logarithm, since figures span decades; decibels are logarithms, and accuracies span none."""
+        return self.cost(figures) if self.maximised else math.log(max(figures[self.figure], 1e-30))
 
 
 class Merit:
     """Figures, objectives and constraints of an exploration.
 
-    models: by name, in the order of `Outcome.costs`. Raises ExplorationError for an unknown objective or name in a
-    constraint.
+    models: by name, in the order of `Outcome.costs`. measured: which of `QUALITY` is known of each model. Raises
+    ExplorationError for an unknown objective or name in a constraint.
     """
 
     def __init__(
-        self, models: Mapping[str, ModelOptions], objectives: Sequence[str], constraints: Sequence[str]
-    ) -> None:
+        self, models: Mapping[str, ModelOptions], objectives: Sequence[str], constraints: Sequence[str],
+        measured: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
         self.models = dict(models)
+        self.measured = {name: tuple((measured or {}).get(name, ())) for name in models}
+        self.common = tuple(q for q in QUALITY if all(q in own for own in self.measured.values()))
+        self.aliases = ALIASES | {a: q for a, q in QUALITY_ALIASES.items() if q in self.common}
         self.periods = [m.period_ms for m in models.values()]
         if any(self.periods) and not all(self.periods):
             without = next(n for n, m in models.items() if m.period_ms is None)
@@ -97,31 +125,49 @@ class Merit:
         self.names = self._names()
         self.objectives = tuple(Objective(self._figure(name)) for name in objectives)
         if not self.objectives:
-            raise ExplorationError(f"there is no objective; give any of {', '.join(ALIASES)}")
+            raise ExplorationError(f"there is no objective; give any of {', '.join([*ALIASES, *QUALITY_ALIASES])}")
         if len({o.figure for o in self.objectives}) < len(self.objectives):
             raise ExplorationError(f"objectives: {', '.join(objectives)} names one of them twice")
         self.constraints = tuple(self._constraint(text) for text in constraints)
         read = {name for constraint in self.constraints for name in constraint.names}
-        self.reads_fields = not read <= {*self.names, *ALIASES}
+        self.reads_fields = not read <= {*self.names, *self.aliases}
 
     def _names(self) -> tuple[str, ...]:
-        return (*ALIASES.values(), *(f"{m}.{n}" for m in self.models for n in PER_MODEL))
+        own = (f"{m}.{n}" for m in self.models for n in (*PER_MODEL, *self.measured[m]))
+        return (*ALIASES.values(), *self.common, *own)
 
     def _figure(self, name: str) -> str:
-        found = ALIASES.get(name, name)
+        found = self.aliases.get(name, name)
         if found in self.names:
             return found
-        near = did_you_mean(name, [*ALIASES, *self.names])
-        raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join(ALIASES)})")
+        self._unmeasured(name, f"objective {name!r}")
+        near = did_you_mean(name, [*ALIASES, *QUALITY_ALIASES, *self.names])
+        raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join([*ALIASES, *QUALITY_ALIASES])})")
 
     def _constraint(self, text: str) -> Expression:
         expression = Expression(text, f"constraint {text!r}")
         if expression.comparison is None:
             raise ExplorationError(f"constraint {text!r}: want a comparison, such as 'area_mm2 < 2'")
-        expression.require([*self.names, *ALIASES, *field_names()])
-        if not any(n in self.names or n in ALIASES for n in expression.names):
+        for name in expression.names:
+            if name not in self.names and name not in self.aliases:
+                self._unmeasured(name, f"constraint {text!r}")
+        expression.require([*self.names, *self.aliases, *field_names()])
+        if not any(n in self.names or n in self.aliases for n in expression.names):
             raise ExplorationError(f"constraint {text!r}: names no figure; limit fields by their choices instead")
         return expression
+
+    def _unmeasured(self, name: str, where: str) -> None:
+        """Raise where a name is that of a quality which the data given does not say."""
+        model, _, last = name.rpartition(".")
+        figure = QUALITY_ALIASES.get(last, last)
+        if figure not in QUALITY or (model and model not in self.models):
+            return
+        lacking = next((m for m in ([model] if model else self.models) if figure not in self.measured[m]), model)
+        need = {
+            "sqnr_db": "samples and the float model; give --calibration, and --evaluation for samples held out",
+            "accuracy": "labelled samples; give --labels, an array of --evaluation or else of --calibration",
+        }[figure]
+        raise ExplorationError(f"{where}: {last} of {lacking} needs {need}")
 
     # ---------------------------------------------------------------------------------------- figures
     def figures(self, outcome: Outcome) -> dict[str, float]:
@@ -148,6 +194,10 @@ class Merit:
         for name, t, e, c in zip(self.models, times, energies, outcome.costs, strict=True):
             own = {"latency_ms": t, "energy_uj": e, "dram_bytes": c.dram_bytes}
             found |= {f"{name}.{n}": float(own[n]) for n in PER_MODEL}
+        for figure in self.common:
+            found[figure] = mean([float(getattr(q, figure)) for q in outcome.quality])
+        for (name, figures), quality in zip(self.measured.items(), outcome.quality, strict=False):
+            found |= {f"{name}.{n}": float(getattr(quality, n)) for n in figures}
         return found
 
     def violations(self, outcome: Outcome, figures: Mapping[str, float], fields: Mapping[str, Any]) -> dict[str, float]:
@@ -162,7 +212,7 @@ class Merit:
             )
             if busy > 1:
                 broken["the models fit their periods"] = busy - 1
-        aliases = {a: figures[n] for a, n in ALIASES.items()}
+        aliases = {a: figures[n] for a, n in self.aliases.items()}
         values = ChainMap[str, Any](aliases, dict(figures), fields)  # type: ignore[arg-type] # is not written to
         for constraint in self.constraints:
             if not constraint.evaluate(values):

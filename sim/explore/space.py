@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,9 @@ from pydantic import ValidationError
 from qcompiler.sim.errors import ExplorationError, HardwareError
 from qcompiler.sim.explore.expression import Expression
 from qcompiler.sim.hardware import Machine
+from qcompiler.sim.widths import Widths
 
+WIDTH_FIELDS = ("weight_bits", "activation_bits")
 Point = tuple[int, ...]
 INACTIVE = -1
 
@@ -44,12 +47,17 @@ class Axis:
 @dataclass(frozen=True)
 class ModelOptions:
     """weight: how often it runs, relative to the others. period_ms: one inference a period, the machine waits in
-    between; None: it runs without pause. path, shapes: where the model is, for spaces that bring their own."""
+    between; None: it runs without pause. path, shapes: where the model is, for spaces that bring their own.
+    calibration, evaluation: paths of samples to quantise with and of samples held out; labels: the array of these (or
+    else of those) with the right classes."""
 
     weight: float = 1.0
     period_ms: float | None = None
     path: str | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,38 @@ class Space:
         for axis, choice in enumerate(choices):
             head.append(max(choice, 0) if self.active(axis, head) else INACTIVE)
         return tuple(head)
+
+    @property
+    def widths(self) -> tuple[Widths, ...]:
+        """All widths of operands that machines of the space may have, the widest first."""
+        return tuple(sorted(set(self._widths[1].values()), reverse=True))
+
+    def widths_of(self, point: Point) -> Widths:
+        """The widths of a point's operands. Raises KeyError where no machine has such widths."""
+        axes, found = self._widths
+        return found[tuple(point[i] for i in axes)]
+
+    @cached_property
+    def _widths(self) -> tuple[tuple[int, ...], dict[Point, Widths]]:
+        """The axes that decide the widths, and the widths for their choices."""
+        needed, derived = {f"matrix.{name}" for name in WIDTH_FIELDS}, dict(self.derived)
+        while True:
+            axes = tuple(i for i, a in enumerate(self.axes) if a.name in needed)
+            more = {n for name in needed if name in derived for n in derived[name].names}
+            more |= {n for i in axes for n in self.axes[i].when or {}}
+            if more <= needed:
+                break
+            needed |= more
+        part = replace(
+            self, axes=tuple(self.axes[i] for i in axes), derived=tuple((n, e) for n, e in self.derived if n in needed)
+        )
+        found = {}
+        for point in part.points():
+            with suppress(HardwareError, ValueError, TypeError):  # no machine has such widths
+                fields = part.fields(point)
+                names = (f"matrix.{name}" for name in WIDTH_FIELDS)
+                found[point] = Widths(*(fields.get(n, lookup(self._base, n)) for n in names))
+        return axes, found
 
     # ---------------------------------------------------------------------------------------- machines
     def choices(self, point: Point) -> dict[str, Any]:

@@ -103,6 +103,11 @@ class Model(_Part):
         None, description="model or artefact, relative to this file; or give it on the command line"
     )
     shapes: dict[str, list[int]] = Field({}, description="shapes of inputs that the model leaves open")
+    calibration: str | None = Field(
+        None, description="samples to quantise with, relative to this file; or --calibration"
+    )
+    evaluation: str | None = Field(None, description="samples held out, to measure on; or --evaluation")
+    labels: str | None = Field(None, description="array of the evaluation samples with the right classes; or --labels")
 
 
 class SpaceFile(_Part):
@@ -114,7 +119,7 @@ class SpaceFile(_Part):
     variables: Axes = Field({}, description="what varies without being a field, for derived fields")
     derived: dict[str, str | int | float] = Field({}, description="machine fields computed from others")
     models: dict[str, Model] = Field({}, description="by name: file names without suffix")
-    objectives: list[str] = Field([], description=f"any of {', '.join(merit.ALIASES)}")
+    objectives: list[str] = Field([], description=f"any of {', '.join(merit.ALIASES | merit.QUALITY_ALIASES)}")
     constraints: list[str] = Field([], description="comparisons such as area_mm2 < 2")
 
 
@@ -155,10 +160,14 @@ def loads(text: str, source: str = "<text>", folder: Path = Path()) -> Space:
     derived = _derived(file, base, axes, source, problems)
     if problems:
         raise ExplorationError("\n".join(f"{source}: {line}" for line in problems))
+
+    def beside(path: str | None) -> str | None:
+        return None if path is None else str(folder / path)
+
     models = {
         name: ModelOptions(
-            m.weight, m.period_ms, None if m.path is None else str(folder / m.path),
-            {k: tuple(v) for k, v in m.shapes.items()},
+            m.weight, m.period_ms, beside(m.path), {k: tuple(v) for k, v in m.shapes.items()},
+            beside(m.calibration), beside(m.evaluation), m.labels,
         )
         for name, m in file.models.items()
     }  # fmt: skip
