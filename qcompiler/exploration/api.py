@@ -42,8 +42,9 @@ def explore(
     constraints: comparisons such as "area_mm2 < 2". calibration: samples to quantise with, as for `compile`.
     evaluation: samples held out, to measure on (default: those of the calibration); labels: the key of an array of
     their file, or one integer for each sample. sampler: "exhaustive", "random", "tpe", "nsga2", or None for what the
-    size of the space allows; trials: different machines to try. The same seed gives the same points, whatever `workers` or `cluster` (the address
-    of a Dask scheduler) evaluates them. storage: a file or a database URL; by default a journal beside `output`.
+    size of the space allows; trials: different machines to try. The same seed gives the same points, whatever `workers`
+    or `cluster` (the address of a Dask scheduler) evaluates them. storage: a file or a database URL; by default a
+    journal beside `output`.
     With workers > 1, call this below ``if __name__ == "__main__":``, since workers import the calling script.
     Raises QCompilerError for anything wrong with the arguments, saying what to do.
     """

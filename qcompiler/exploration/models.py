@@ -88,6 +88,7 @@ def _quantise(
     from qcompiler.passes.graph import read
     from qcompiler.passes.integerize import integerize
     from qcompiler.pipeline import Options, Passes, inputs_of, prepare, quantise
+    from qcompiler.progress import Progress as Silent
 
     how = "given"
     if calibration is None:
@@ -103,9 +104,12 @@ def _quantise(
         if programs and prepared.carried:
             programs[w] = next(iter(programs.values()))
             continue
-        if len(widths) > 1 and not prepared.carried:
-            progress.note(f"{path.name}, {w}:")
-        programs[w] = integerize(quantise(prepared, options, progress, run, w).module, name=path.stem)
+        if len(widths) == 1 or prepared.carried:
+            module = quantise(prepared, options, progress, run, w).module
+        else:
+            with progress.stage(f"quantise {path.stem}, {w}"):
+                module = quantise(prepared, options, Silent(), run, w).module
+        programs[w] = integerize(module, name=path.stem)
     return read(prepared.module), programs, how
 
 
