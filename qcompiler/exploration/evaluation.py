@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,11 +39,12 @@ class Context:
 
     @cached_property
     def _networks(self) -> dict[tuple[IntegerProgram, ...], list[Network]]:
-        """Networks by what they come from. Programs that differ in weights alone share one."""
+        """Networks by what they come from. Variants that differ in the values of weights alone share one."""
+        plain = tuple(self.programs.values())
+        found = {plain: [network(program) for program in plain]}
         distinct: list[list[Network]] = []
-        found: dict[tuple[IntegerProgram, ...], list[Network]] = {}
-        for programs in (self.programs, *(v for v in self.variants.values() if not isinstance(v, str))):
-            made = [network(program) for program in programs.values()]
+        for programs in (v for v in self.variants.values() if not isinstance(v, str)):
+            made = [_fitting(network(program)) for program in programs.values()]
             same = next((d for d in distinct if all(map(_alike, d, made))), made)
             distinct += [made] if same is made else []
             found[tuple(programs.values())] = same
@@ -73,6 +74,11 @@ def evaluate(context: Context, points: Sequence[Point]) -> list[Outcome]:
 def doubled(context: Context, items: Sequence[tuple[Point, str]]) -> list[Outcome]:
     """As `evaluate`, for points with one of `sensitivity.RESOURCES` doubled."""
     return _outcomes(context, [lambda p=p, r=r: double(context.machine(p), r)[0] for p, r in items])  # type: ignore[misc]
+
+
+def _fitting(net: Network) -> Network:
+    """The network of a program that fits the widths which it is a variant for."""
+    return replace(net, needs=tuple(replace(need, weight_bits=0, activation_bits=0) for need in net.needs))
 
 
 def _alike(a: Network, b: Network) -> bool:

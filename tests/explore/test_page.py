@@ -15,10 +15,11 @@ from qcompiler.exploration.models import Model
 from qcompiler.exploration.run import Exploration
 from qcompiler.sim import hardware
 from qcompiler.sim.explore import pareto
-from qcompiler.sim.explore.merit import Cost, Merit, Outcome
+from qcompiler.sim.explore.merit import Cost, Merit, Outcome, Quality
 from qcompiler.sim.explore.sensitivity import Effect
 from qcompiler.sim.explore.space import ModelOptions
 from qcompiler.sim.explore.space_file import loads
+from qcompiler.sim.widths import FULL
 
 pytest.importorskip("plotly")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -40,10 +41,11 @@ constraints: ["area < 2"]
 """
 
 
-def exploration(count: int) -> Exploration:
+def exploration(count: int, objectives: tuple[str, ...] = ()) -> Exploration:
     """As many points with made-up costs that depend on their fields; every 50th is impossible."""
     space = loads(SPACE)
-    merit = Merit({"net": ModelOptions()}, space.objectives, space.constraints)
+    measured = {"net": ("sqnr_db", "accuracy")} if objectives else {}
+    merit = Merit({"net": ModelOptions()}, objectives or space.objectives, space.constraints, measured)
     points = [p for _, p in zip(range(count), space.points(), strict=False)]
     outcomes, figures, broken = [], [], []
     for number, (rows, columns, lanes, technology, _) in enumerate(points):
@@ -54,7 +56,8 @@ def exploration(count: int) -> Exploration:
             continue
         work = 100_000 / ((rows + 2) * (columns + 2)) + 20_000 / (lanes + 1)
         area = 0.2 + 0.004 * (rows + 2) * (columns + 2) + 0.03 * lanes
-        outcome = Outcome("", 500.0, area, 0.1, (Cost(round(work * 10), 1e5 * (4 - technology + work / 1e4), 5000),))
+        outcome = Outcome("", 500.0, area, 0.1, (Cost(round(work * 10), 1e5 * (4 - technology + work / 1e4), 5000),),
+                          (Quality(20.0 - lanes / 4, 0.5 + rows / 100),))  # fmt: skip
         outcomes.append(outcome)
         figures.append(merit.figures(outcome))
         broken.append(merit.violations(outcome, merit.figures(outcome), {}))
@@ -64,7 +67,8 @@ def exploration(count: int) -> Exploration:
     simulated = {n: outcomes[n] for n in front}
     following = {n: {"clock": outcomes[front[0]], "vector lanes": outcomes[front[-1]]} for n in front}
     effects = {o.figure: [Effect(0.5, 0.625)] * len(space.axes) for o in merit.objectives}
-    identity: dict[str, Any] = {"models": {"net": ["0" * 64, 1.0, None]}}
+    identity: dict[str, Any] = {"models": {"net": [{"w8a8": "0" * 64}, 1.0, None]}}
+    program: Any = None
     return Exploration(
         space,
         merit,
@@ -79,7 +83,9 @@ def exploration(count: int) -> Exploration:
         simulated,
         effects,
         following,
-        (Model("net", "net.onnx", None, None, "given"),),
+        (Model("net", "net.onnx", "given", {FULL: program}, {FULL: program}),),
+        {FULL: (Quality(20.0, 0.5),)} if objectives else {},
+        (0.75,) if objectives else (),
     )
 
 
