@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from qcompiler.sim.errors import ExplorationError
 from qcompiler.sim.integer_program import IntegerProgram
+from qcompiler.sim.tensor import Tensor
 from qcompiler.sim.widths import FULL, Widths, misfit
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from qcompiler.progress import Progress
 
 SYNTHETIC_SAMPLES = 2
+Check = Callable[[Mapping[str, Tensor]], object]
+"""Called with a model's inputs before anything takes long; raises where data does not fit them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +53,11 @@ def name_of(path: Path) -> str:
 
 def load(
     path: Path, name: str, shapes: Mapping[str, Sequence[int]], calibration: Source | None, host_fallback: bool,
-    progress: Progress, widths: Sequence[Widths] = (FULL,),
+    progress: Progress, widths: Sequence[Widths] = (FULL,), check: Check | None = None,
 ) -> Model:  # fmt: skip
     """The model of an ONNX file or an artefact. Raises QCompilerError.
+
+    check: of the data that goes with the model.
 
     A float model without calibration is quantised with random samples: its cost does not depend on the scales. One that
     is quantised already is what it is; machines whose operands it does not fit cannot run it.
@@ -65,8 +70,10 @@ def load(
 
         program, how = open_artifact(path).program(), "given"
         programs = dict.fromkeys(widths, program)
+        if check is not None:
+            check({n: program.tensors[n] for n in program.inputs})
     elif path.exists():
-        graph, programs, how = _quantise(path, shapes, calibration, progress, widths)
+        graph, programs, how = _quantise(path, shapes, calibration, progress, widths, check)
     else:
         raise ExplorationError(f"model {path} does not exist; give an ONNX file or a compiled artefact")
     refused = {w: f"{name}: {reason}" for w, program in programs.items() if (reason := misfit(program, w)) is not None}
@@ -82,7 +89,7 @@ def load(
 
 def _quantise(
     path: Path, shapes: Mapping[str, Sequence[int]], calibration: Source | None, progress: Progress,
-    widths: Sequence[Widths],
+    widths: Sequence[Widths], check: Check | None,
 ) -> tuple[Graph, dict[Widths, IntegerProgram], str]:  # fmt: skip
     from qcompiler.frontend.onnx import import_onnx
     from qcompiler.passes.graph import read
@@ -99,6 +106,8 @@ def _quantise(
     options = Options(shapes=shapes)
     run = Passes(options, progress)
     prepared = prepare(path, calibration, options, progress, run)
+    if check is not None:
+        check({n: Tensor(n, t.shape, t.dtype) for n, t in inputs_of(read(prepared.module)).items()})
     programs: dict[Widths, IntegerProgram] = {}
     for w in widths:
         if programs and prepared.carried:

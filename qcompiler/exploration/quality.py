@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,8 @@ from qcompiler.exploration.storage import digest
 from qcompiler.sim import reference
 from qcompiler.sim.errors import ExplorationError
 from qcompiler.sim.explore.merit import Quality
-from qcompiler.sim.integer_program import FloatOp, IntegerProgram, Tensor
+from qcompiler.sim.integer_program import FloatOp, IntegerProgram
+from qcompiler.sim.tensor import Tensor
 from qcompiler.sim.widths import Widths
 
 if TYPE_CHECKING:
@@ -59,6 +60,27 @@ class Data:
         found = () if self.source is None or path.is_dir() else ("sqnr_db",)
         return found if self.labels is None else (*found, "accuracy")
 
+    def open(self, inputs: Mapping[str, Tensor]) -> tuple[Samples, Array | None]:
+        """The samples, and one integer for each of them if there are labels. Raises CalibrationError where they do not
+        fit each other, or the model's inputs."""
+        from qcompiler.execution import check_labels
+
+        assert self.source is not None
+        samples = Samples(self.source, inputs, "evaluation")
+        if self.labels is None:
+            return samples, None
+        if not isinstance(self.labels, str):
+            labels = np.asarray(self.labels)
+        elif isinstance(self.source, (str, Path)):
+            labels = read_column(self.source, self.labels)
+        else:
+            raise ExplorationError(
+                f"labels {self.labels!r} name an array of a file, but the samples are in none; give the labels "
+                "themselves"
+            )
+        check_labels(labels, len(samples), str(samples.where))
+        return samples, labels
+
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
@@ -69,30 +91,19 @@ class Measurement:
     figures: tuple[str, ...]
 
     @cached_property
-    def samples(self) -> Samples:
+    def _opened(self) -> tuple[Samples, Array | None]:
         program = next(iter(self.model.programs.values()))
-        assert self.data.source is not None
-        inputs = {n: Tensor(n, program.tensors[n].shape, program.tensors[n].dtype) for n in program.inputs}
-        return Samples(self.data.source, inputs, "evaluation")
+        return self.data.open({n: program.tensors[n] for n in program.inputs})
 
-    @cached_property
+    @property
+    def samples(self) -> Samples:
+        """What is measured on."""
+        return self._opened[0]
+
+    @property
     def labels(self) -> Array | None:
-        """One integer for each sample. Raises CalibrationError."""
-        from qcompiler.execution import check_labels
-
-        given = self.data.labels
-        if given is None:
-            return None
-        if isinstance(given, str):
-            if not isinstance(self.data.source, (str, Path)):
-                raise ExplorationError(
-                    f"labels {given!r} name an array of a file, but the samples are in none; give the labels themselves"
-                )
-            labels = read_column(self.data.source, given)
-        else:
-            labels = np.asarray(given)
-        check_labels(labels, len(self.samples), str(self.samples.where))
-        return labels
+        """One integer for each sample."""
+        return self._opened[1]
 
     @property
     def count(self) -> int:
@@ -174,7 +185,8 @@ class _Executor:
         if backend is None:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-")
-        artifact, _ = build(self.program, backend, Path(self._folder.name), "model", Progress())
+        program = replace(self.program, name="model")  # the prefix of C symbols, which not every file's name can be
+        artifact, _ = build(program, backend, Path(self._folder.name), program.name, Progress())
         return backend.executor(artifact) if "model.so" in artifact.manifest.files else None
 
     def __exit__(self, *_: object) -> None:

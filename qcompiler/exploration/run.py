@@ -127,8 +127,10 @@ class _Run:
         models, request, widths = [], self.request, self.space.widths
         for name, (path, options) in self.options.items():
             shapes = {**(options.shapes or {}), **request.shapes}
-            calibration = self.data[name].calibration
-            models.append(load(path, name, shapes, calibration, request.host_fallback, self.progress, widths))
+            data, check = self.data[name], self.data[name].open if self.merit.measured[name] else None
+            models.append(
+                load(path, name, shapes, data.calibration, request.host_fallback, self.progress, widths, check)
+            )
         synthetic = [m.name for m in models if m.calibration == "synthetic"]
         if synthetic:
             self.progress.note(

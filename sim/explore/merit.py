@@ -141,7 +141,7 @@ class Merit:
         if found in self.names:
             return found
         self._unmeasured(name, f"objective {name!r}")
-        near = did_you_mean(name, [*ALIASES, *QUALITY_ALIASES, *self.names])
+        near = did_you_mean(name, dict.fromkeys([*ALIASES, *QUALITY_ALIASES, *self.names]))
         raise ExplorationError(f"unknown objective {name!r}{near} (one of {', '.join([*ALIASES, *QUALITY_ALIASES])})")
 
     def _constraint(self, text: str) -> Expression:

@@ -225,6 +225,20 @@ def test_the_table_sorts_filters_and_turns_its_pages(page: Page, small: tuple[Ex
     assert page.said == []
 
 
+def test_accuracy_is_drawn_as_it_is(browser: Any, tmp_path: Path) -> None:
+    """On a linear axis, the best first, with a table of what each width is worth."""
+    found = exploration(200, ("accuracy", "latency"))
+    page = Page(browser, page_of(found, tmp_path / "pareto.html"))
+    layout = "(() => { const l = document.getElementById('plot')._fullLayout; return [l.xaxis.type, l.yaxis.type]; })()"
+    assert page.evaluate(layout) == ["linear", "log"]
+    first = "document.querySelector('#table tbody tr').dataset.point"
+    best = max(found.front, key=lambda n: (found.figures[n] or {})["accuracy"])
+    assert (found.figures[int(page.evaluate(first))] or {})["accuracy"] == (found.figures[best] or {})["accuracy"]
+    cells = "[...document.querySelectorAll('#quality tbody tr')].map(r => [...r.children].map(c => c.textContent))"
+    assert page.evaluate(cells) == [["net", "float", "float", "", "0.75"], ["net", "8", "8", "20", "0.5"]]
+    assert page.said == []
+
+
 def test_a_narrow_window_does_not_scroll_sideways(page: Page) -> None:
     page.page.set_viewport_size({"width": 380, "height": 800})
     page.page.locator("#filter").fill("")
