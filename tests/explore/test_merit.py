@@ -68,9 +68,9 @@ def test_a_constraint_reads_fields_that_are_looked_up_when_missing() -> None:
     ("objectives", "constraints", "message"),
     [
         (["latncy"], [], "unknown objective 'latncy'; did you mean 'latency' or 'latency_ms' or 'net.latency_ms'? (one "
-         "of latency, energy, power, area, edp, traffic)"),
+         "of latency, energy, power, area, edp, traffic, sqnr, accuracy)"),
         (["latency", "latency_ms"], [], "objectives: latency, latency_ms names one of them twice"),
-        ([], [], "there is no objective; give any of latency, energy, power, area, edp, traffic"),
+        ([], [], "there is no objective; give any of latency, energy, power, area, edp, traffic, sqnr, accuracy"),
         (["latency"], ["area + 2"], "constraint 'area + 2': want a comparison, such as 'area_mm2 < 2'"),
         (["latency"], ["are < 2"], "constraint 'are < 2': unknown name 'are'; did you mean 'area' or 'area_mm2'?"),
         (["latency"], ["matrix.rows < 2"], "constraint 'matrix.rows < 2': names no figure; limit fields by their "

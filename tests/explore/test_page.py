@@ -118,7 +118,7 @@ class Page:
         self.said: list[str] = []
         self.page.on("console", lambda m: self.said.append(f"{m.type}: {m.text}"))
         self.page.on("pageerror", lambda e: self.said.append(f"error: {e}"))
-        self.page.goto(path.as_uri())
+        self.page.goto(path.as_uri(), timeout=120_000)
         self.page.wait_for_function("document.documentElement.dataset.ready", timeout=120_000)
 
     def evaluate(self, script: str, *arguments: Any) -> Any:
