@@ -26,7 +26,7 @@ from qcompiler.codegen.cpu.isa.base import VectorInstructionSet
 from qcompiler.codegen.cpu.kernel import Kernel, Step
 from qcompiler.codegen.cpu.lower import Lowered, lower
 from qcompiler.codegen.cpu.matrix_work import Tiling, tilings
-from qcompiler.codegen.cpu.object_cache import kernel_digest, object_cache
+from qcompiler.codegen.cpu.object_cache import ObjectCache, kernel_digest, object_cache
 from qcompiler.codegen.cpu.target import CpuTarget
 from qcompiler.codegen.driver import PUBLIC, Level, driver_source, header_source, identifier, step_title
 from qcompiler.codegen.example import example_files, library_rules
@@ -146,9 +146,10 @@ def build(
             f"target {target.name} needs {missing}, which is not on the PATH; install gcc and binutils "
             f"(on Debian: apt-get install {' '.join(target.toolchain.packages)})"
         )
-    compile_c = _CCompiler(target.toolchain.tool) if missing is None else None
+    cache = object_cache()
+    compile_c = _CCompiler(target.toolchain.tool, cache) if missing is None else None
     say = progress or _Silent()
-    constants, cache = _Constants(), object_cache()
+    constants = _Constants()
     levels, plans, batches = [], [], []
     with (
         tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as folder,
@@ -345,20 +346,43 @@ def _run(arguments: Sequence[str], work: Path) -> None:
         raise OSError(f"{Path(arguments[0]).name} failed ({result.returncode}): {result.stderr.strip()[-2000:]}")
 
 
+_HEADERS = tuple(sorted(path.name for path in RUNTIME.glob("*.h")))
+
+
 @dataclass(frozen=True)
 class _CCompiler:
-    """The target's C compiler and its companions. tool: maps "gcc", "objcopy", "ar" to their names."""
+    """The target's C compiler and its companions. tool: maps "gcc", "objcopy", "ar" to their names. cache: of what is
+    compiled from C."""
 
     tool: Callable[[str], str]
+    cache: ObjectCache | None = None
 
     def __call__(self, pool: Executor, work: Path, source: str) -> Future[Path]:
         """Compile or assemble a file in `work`, in the background."""
 
         def run() -> Path:
+            path = work / f"{Path(source).stem}.o"
+            cache = self.cache if source.endswith(".c") else None
+            key = self._key(work / source) if cache else ""
+            known = cache.read(key) if cache else None
+            if known is not None:
+                path.write_bytes(known)
+                return path
             _run([self.tool("gcc"), *_CFLAGS, "-c", source], work)
-            return work / f"{Path(source).stem}.o"
+            if cache:
+                cache.write(key, path.read_bytes())
+            return path
 
         return pool.submit(run)
+
+    def _key(self, source: Path) -> str:
+        """Of the compiler (the file and when it came there), its arguments, the source and the runtime's headers."""
+        gcc = Path(shutil.which(self.tool("gcc")) or "gcc").resolve()
+        state = gcc.stat()
+        digest = hashlib.sha256(repr((str(gcc), state.st_size, state.st_mtime_ns, _CFLAGS, source.name)).encode())
+        for path in (source, *(source.parent / name for name in _HEADERS)):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def link(self, pool: Executor, work: Path, objects: Sequence[Path], prefix: str) -> None:
         """To model.o (only the C interface is global), libmodel.a and model.so in `work`."""

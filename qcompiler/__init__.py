@@ -39,7 +39,10 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'qcompiler' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qcompiler.{_HOME[name]}"), name)
+    from qcompiler.quick_imports import quick_imports
+
+    with quick_imports():
+        value = getattr(importlib.import_module(f"qcompiler.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

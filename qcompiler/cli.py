@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import qcompiler
+from qcompiler.quick_imports import quick_imports
 from qcompiler.sim.errors import QCompilerError
 
 if TYPE_CHECKING:
@@ -144,9 +145,10 @@ def compile(  # noqa: A001
       qcompiler compile kws.onnx --calibration samples.npz --weight-bits 4 -o out/
       qcompiler compile net.onnx --calibration samples.npz --tune --tune-seconds 120 -o out/
     """
-    from qcompiler.pipeline import compile_model
-    from qcompiler.progress import for_stderr
-    from qcompiler.targets import Limits
+    with quick_imports(freeze=True):
+        from qcompiler.pipeline import compile_model
+        from qcompiler.progress import for_stderr
+        from qcompiler.targets import Limits
 
     options = _options(
         shapes=_shapes(shape), observer=observer, rounding=rounding, name=name, passes=passes, dump_ir=dump_ir,
@@ -216,8 +218,9 @@ def quantize(
       qcompiler quantize net.onnx --calibration samples.npz -o net.qdq.onnx
       qcompiler quantize net.onnx --calibration samples.npz --observer entropy -o net.qdq.onnx
     """
-    from qcompiler.pipeline import quantise_to_onnx
-    from qcompiler.progress import for_stderr
+    with quick_imports(freeze=True):
+        from qcompiler.pipeline import quantise_to_onnx
+        from qcompiler.progress import for_stderr
 
     options = _options(
         shapes=_shapes(shape), observer=observer, passes=passes, dump_ir=dump_ir,

@@ -1,7 +1,8 @@
 """Compiled kernels on disk: what LLVM made once for the same kernels is not made again.
 
 A file holds the object code of one batch of kernels behind its SHA-256 and is named by the SHA-256 of all that the code
-depends on: the level, the kernels' templates and parameters, this package's code generator and TVM. It is written
+depends on: the level, the kernels' templates and parameters, this package's code generator and TVM. What the C compiler
+makes of the small sources around them lies there, too (`codegen.aot`). A file is written
 under another name and renamed, so that nobody sees half of it, and what does not match its digest is removed and
 made anew. With or without the cache a program compiles to the same bytes. It lies in the user's cache directory
 (`codegen.cache`) and is as trustworthy as the user's other files.

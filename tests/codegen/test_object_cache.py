@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,25 @@ def count_llvm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def compiled_sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What later calls of the C compiler compile or assemble."""
+    sources: list[str] = []
+    original = aot._run
+
+    def recorded(arguments: Sequence[str], work: Path) -> None:
+        sources.extend(name for name in arguments if name.endswith((".c", ".S")))
+        original(arguments, work)
+
+    monkeypatch.setattr(aot, "_run", recorded)
+    return sources
+
+
 def test_the_second_compilation_needs_no_llvm_and_gives_the_same_bytes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cold = build(tmp_path / "cold")
-    calls = count_llvm(monkeypatch)
-    assert build(tmp_path / "warm") == cold and calls == []
+    calls, sources = count_llvm(monkeypatch), compiled_sources(monkeypatch)
+    assert build(tmp_path / "warm") == cold and calls == [] and sources == ["constants.S"]
     assert build(tmp_path / "other", "x86:avx-vnni") != cold and calls  # another level is other code
     monkeypatch.setenv("QCOMPILER_KERNEL_CACHE_MIB", "0")
     calls.clear()
