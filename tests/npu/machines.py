@@ -57,7 +57,8 @@ def any_machine(seed: int) -> Machine:
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
-    """Small machines of every kind: one or two weight buffers, with and without a constant memory, tiny queues."""
+    """Small machines of every kind: one or two weight buffers, narrow weights, with and without a constant memory,
+    tiny queues."""
     rows, columns = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([2, 4, 8]))
     bandwidth = st.sampled_from([1.0, 2.5, 4.0, 8.0])
 
@@ -82,6 +83,7 @@ def machines(draw: st.DrawFn) -> Machine:
                 "columns": columns,
                 "accumulator_rows": 64,
                 "weight_buffers": draw(st.sampled_from([1, 2])),
+                "weight_bits": draw(st.sampled_from([8, 8, 4, 3])),
             },
             "vector": {"lanes": draw(st.sampled_from([1, 4, 8])), "parameter_bytes": 4096},
             "activation_memory": {"size_bytes": 4096, "bytes_per_cycle": 8},

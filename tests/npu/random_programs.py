@@ -14,6 +14,7 @@ from qcompiler.sim.program import Layer, NpuProgram, Port
 
 CONSTANTS = bytes(range(256)) * 4
 MAIN_BYTES = 4096
+PACKED = 16  # flag of a matmul
 INPUT = Port("x", "int8", (1024,), 0)
 OUTPUT = Port("y", "int8", (512,), 1024)
 
@@ -25,6 +26,7 @@ def constant_queue(machine: Machine) -> Queue:
 def prologue(machine: Machine) -> list[Instruction]:
     """Defines everything that the random part may read: activations, weights, parameters, accumulators."""
     q, n = constant_queue(machine), machine.matrix.columns
+    packed = PACKED * (machine.matrix.weight_bits < 8)
     return [
         isa.Copy(unit=0, source=Space.fill, target=Space.activation, target_address=1024, run_bytes=3072, fill=7),
         isa.Copy(unit=0, source=Space.main, target=Space.activation, target_address=0, run_bytes=1024, signal=mask(0)),
@@ -35,7 +37,7 @@ def prologue(machine: Machine) -> list[Instruction]:
         ),
         isa.MatrixMultiply(
             address=0, row_pitch=64, pixel_pitch=8, in_h=8, in_w=8, out_h=8, out_w=8, run=8, weight_address=0,
-            weight_pitch=n, columns=n, accumulator_row=0, wait=mask(0, 1), signal=mask(2),
+            weight_pitch=n, columns=n, accumulator_row=0, flags=packed, wait=mask(0, 1), signal=mask(2),
         ),
         isa.Sync(unit=Queue.vector, wait=mask(2), signal=mask(3)),
         isa.Copy(
@@ -64,14 +66,16 @@ def work(draw: st.DrawFn, machine: Machine) -> Instruction:
             n2=draw(small), source_stride1=draw(st.integers(0, 40)), target_stride1=draw(st.integers(40, 60)),
         )  # fmt: skip
     if kind == "matmul":
-        stationary = draw(st.sampled_from([0, 2, 4, 6, 12, 14]))
+        # The bytes in the memories have eight bits: narrow arrays only take what is packed.
+        narrow = machine.matrix.weight_bits < 8
+        flags = draw(st.sampled_from([16, 18, 24, 26] if narrow else [0, 2, 4, 6, 12, 14]))
         columns, run = draw(st.integers(1, machine.matrix.columns)), draw(st.integers(1, 16))
         return isa.MatrixMultiply(
             address=draw(st.integers(0, 64)), row_pitch=128, pixel_pitch=16, in_h=4, in_w=8,
             y0=draw(st.integers(-1, 0)),
             kernel_h=draw(small), kernel_w=draw(small), out_h=draw(small), out_w=draw(small), run=run,
             weight_address=0, weight_pitch=draw(st.integers(1, 3)), columns=columns,
-            accumulator_row=draw(st.integers(0, 40)), flags=stationary,
+            accumulator_row=draw(st.integers(0, 40)), flags=flags,
         )  # fmt: skip
     if kind == "requantize":
         return isa.Requantize(
