@@ -61,7 +61,7 @@ def build(program: IntegerProgram, target: McuTarget, directory: Path, prefix: s
     lowered = lower(program, target)
     workspace = emit.workspace_bytes(lowered)
     files = {
-        "model.h": emit.header(program, target, prefix, workspace),
+        "model.h": emit.header_source(program, target, prefix, workspace),
         "model_data.h": emit.data(lowered),
         "model.c": emit.source(program, lowered, target, prefix),
     }
