@@ -1,7 +1,8 @@
 """Runs in the peers' environment: an ONNX file of `networks.py` as a TensorFlow function, images in NHWC.
 
 Only what those networks hold is known. Batch normalisation is folded into the convolution before it, as every
-exporter to TFLite does; 1x1 matrix products stay fully connected layers.
+exporter to TFLite does; 1x1 matrix products stay fully connected layers. A matrix product with constant weights is one
+of rows, of which the converter makes a fully connected layer; GELU is TensorFlow's own, one operation in TFLite.
 """
 
 from __future__ import annotations
@@ -101,6 +102,49 @@ class _Run:
 
     def _add(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
         return inputs[0] + inputs[1]
+
+    def _mul(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        return inputs[0] * inputs[1]
+
+    def _div(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        chain = self._chain(node, ["Erf", "Add", "Mul", "Mul"])
+        if chain is None:
+            return inputs[0] / inputs[1]
+        # x / sqrt(2) -> Erf -> + 1 -> * x -> * 1/2
+        for inner in chain:
+            self.values[inner.output[0]] = None
+        self.values[chain[-1].output[0]] = tf.nn.gelu(inputs[0])
+        return None
+
+    def _chain(self, node: Any, kinds: list[str]) -> list[Any] | None:
+        """The nodes of those kinds behind one, each the only reader of the one before; None where they are others."""
+        found = []
+        for kind in kinds:
+            readers = self.readers.get(node.output[0], [])
+            if len(readers) != 1 or readers[0].op_type != kind:
+                return None
+            node = readers[0]
+            found.append(node)
+        return found
+
+    def _matmul(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        a, b = inputs
+        if not isinstance(b, np.ndarray):
+            return tf.matmul(a, b)
+        rows = tf.matmul(tf.reshape(a, [-1, b.shape[0]]), b)
+        return tf.reshape(rows, [*a.shape[:-1], b.shape[1]])
+
+    def _reshape(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        return tf.reshape(inputs[0], inputs[1])
+
+    def _transpose(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        return tf.transpose(inputs[0], attributes["perm"])
+
+    def _layernormalization(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
+        x, gain, shift = inputs
+        centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
+        variance = tf.reduce_mean(centred * centred, axis=-1, keepdims=True)
+        return centred * tf.math.rsqrt(variance + attributes["epsilon"]) * gain + shift
 
     def _maxpool(self, node: Any, inputs: list[Any], attributes: dict[str, Any]) -> Tensor:
         top, left, bottom, right = attributes["pads"]
