@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from qcompiler.sim import workload
 from qcompiler.sim.hardware import Machine
@@ -49,15 +48,6 @@ class Need:
     activation_bits: int = 0
 
 
-class _Asks(NamedTuple):
-    """All needs of a network together."""
-
-    weight_bits: int
-    activation_bits: int
-    roundings: frozenset[str]
-    impossible: bool
-
-
 @dataclass(frozen=True, eq=False)
 class Network:
     """Layers in execution order and their storage (views resolved).
@@ -86,42 +76,33 @@ class Network:
     def refused(self, machine: Machine) -> str:
         """Why a machine cannot run the network, naming every operation; "" if it can."""
         array, roundings = machine.matrix, machine.vector.roundings
-        if (
-            self._asks.weight_bits <= array.weight_bits
-            and self._asks.activation_bits <= array.activation_bits
-            and self._asks.roundings <= {*roundings}
-            and not self._asks.impossible
-        ):
-            return ""
-        lines: list[str] = []
-        narrow: list[str] = []
-        for need in self.needs:
-            if need.problem:
-                lines.append(f"{need.name!r}: {need.problem}")
-            if need.rounding and need.rounding not in roundings:
-                lines.append(f"{need.name!r}: rounding {need.rounding} (vector.roundings has {', '.join(roundings)})")
-            for field, what, wanted, have in (
-                ("weight_bits", "weights", need.weight_bits, array.weight_bits),
-                ("activation_bits", "activations", need.activation_bits, array.activation_bits),
-            ):
-                if wanted > have:
-                    lines.append(f"{need.name!r}: {what} of {wanted} bits (matrix.{field} is {have})")
-                    narrow.append(f"matrix.{field}")
-        hint = (
-            f"\nquantise the model for this machine's widths, or raise {' and '.join(dict.fromkeys(narrow))}"
-            if narrow
-            else ""
-        )
-        return f"machine {machine.name!r} cannot run these operations of {self.name!r}:\n  " + "\n  ".join(lines) + hint
+        key = (array.weight_bits, array.activation_bits, roundings)
+        if key not in self._refusals:
+            self._refusals[key] = self._refusal(*key)
+        lines = self._refusals[key]
+        return f"machine {machine.name!r} cannot run these operations of {self.name!r}:{lines}" if lines else ""
 
     @cached_property
-    def _asks(self) -> _Asks:
-        return _Asks(
-            max((need.weight_bits for need in self.needs), default=0),
-            max((need.activation_bits for need in self.needs), default=0),
-            frozenset(need.rounding for need in self.needs if need.rounding),
-            self.impossible,
-        )
+    def _refusals(self) -> dict[tuple[int, int, tuple[str, ...]], str]:
+        """Of the machines seen so far: an exploration asks for thousands."""
+        return {}
+
+    def _refusal(self, weight_bits: int, activation_bits: int, roundings: tuple[str, ...]) -> str:
+        lines, narrow = "", {}
+        for need in self.needs:
+            if need.problem:
+                lines += f"\n  {need.name!r}: {need.problem}"
+            if need.rounding and need.rounding not in roundings:
+                lines += f"\n  {need.name!r}: rounding {need.rounding} (vector.roundings has {', '.join(roundings)})"
+            for field, what, wanted, have in (
+                ("matrix.weight_bits", "weights", need.weight_bits, weight_bits),
+                ("matrix.activation_bits", "activations", need.activation_bits, activation_bits),
+            ):
+                if wanted > have:
+                    lines += f"\n  {need.name!r}: {what} of {wanted} bits ({field} is {have})"
+                    narrow[field] = True
+        hint = f"\nquantise the model for this machine's widths, or raise {' and '.join(narrow)}"
+        return lines + hint * bool(narrow)
 
     @cached_property
     def impossible(self) -> bool:
