@@ -385,11 +385,14 @@ class _CCompiler:
         return digest.hexdigest()
 
     def link(self, pool: Executor, work: Path, objects: Sequence[Path], prefix: str) -> None:
-        """To model.o (only the C interface is global), libmodel.a and model.so in `work`."""
+        """To model.o (only the C interface is global), libmodel.a and, at the same time, model.so in `work`."""
         gcc = self.tool("gcc")
         (work / "parts.txt").write_text("\n".join(path.name for path in objects), encoding="ascii")
+        exported = " ".join(f"{prefix}_{name};" for name in PUBLIC)
+        (work / "exports.txt").write_text(f"{{ global: {exported} local: *; }};", encoding="ascii")
+        exports = "-Wl,--version-script=exports.txt"
+        shared = pool.submit(_run, [gcc, "-shared", "-o", "model.so", "@parts.txt", exports, *_LINK_FLAGS], work)
         _run([gcc, "-r", "-nostdlib", "-o", "model.o", "@parts.txt"], work)
         _run([self.tool("objcopy"), *_objcopy_flags(prefix), "model.o"], work)
-        archive = pool.submit(_run, [self.tool("ar"), "rcsD", "libmodel.a", "model.o"], work)
-        _run([gcc, "-shared", "-o", "model.so", "model.o", *_LINK_FLAGS], work)
-        archive.result()
+        _run([self.tool("ar"), "rcsD", "libmodel.a", "model.o"], work)
+        shared.result()

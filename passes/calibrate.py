@@ -5,7 +5,9 @@ Streaming: a few samples are in memory at a time, and each observer's memory is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,11 +272,8 @@ def observe(
     executor = FloatExecutor(graph, list(dict.fromkeys((*names, *means, *left))))
     if floats:
         floats.executor = executor
-    for name, value in executor.run(samples, progress):
-        if floats and name in graph.outputs:
-            floats.keep(name, executor.restore(name, value))
-        if not value.size:
-            continue
+
+    def look(name: str, value: Array) -> None:
         try:
             if name in observers:
                 observers[name].update(value)
@@ -282,6 +281,20 @@ def observe(
             raise CalibrationError(_collapse_message(name, "is not finite")) from None
         if name in means:
             means[name].update(executor.restore(name, value))
+
+    # Several tensors at once, and while the model runs on the next batch: NumPy works outside the interpreter lock.
+    # Each tensor's batches are looked at in their order.
+    looking: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for name, value in executor.run(samples, progress):
+            if floats and name in graph.outputs:
+                floats.keep(name, executor.restore(name, value))
+            if name in looking:
+                looking[name].result()
+            if value.size:
+                looking[name] = pool.submit(look, name, value)
+        for job in looking.values():
+            job.result()
     return observers, {name: seen.mean() for name, seen in means.items()}
 
 

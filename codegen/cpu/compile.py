@@ -92,9 +92,15 @@ def _passes(target: Any) -> Any:
     ])  # fmt: skip
 
 
+# Functions of `emit.Emitter` have no loop left to unroll or to make vectors of. Measured on x86: code as fast in an eighth
+# less of a compilation's time.
+_LITTLE_TO_OPTIMISE = {"opt-level": 1}
+
+
 def compile_functions(functions: Mapping[str, Any], isa: InstructionSet) -> Any:
     """PrimFuncs by symbol as one TVM module of native code (`.inspect_source("asm")`, `.write_to_file`)."""
-    target = tvm.target.Target(dict(isa.llvm))
+    explicit = all(EXPLICIT in (function.attrs or {}) for function in functions.values())
+    target = tvm.target.Target({**isa.llvm, **(_LITTLE_TO_OPTIMISE if explicit and isa.quick_optimiser else {})})
     lowered: dict[str, Any] = {}
     for symbol, function in functions.items():
         attributes = function.attrs or {}

@@ -15,7 +15,8 @@ class InstructionSet:
     storage: how an int8 activation lies in memory ("uint8" holds value + 128, see `kernel`); cpu_flags: the
     features a CPU must report, by the names of Linux's /proc/cpuinfo; base: the level that this one adds to: a kernel
     which uses nothing of what is added is the base's, compiled once for both (see `Kernel.extended`);
-    state_component: number of the register state that a Linux process must ask for before it may use it, if any.
+    state_component: number of the register state that a Linux process must ask for before it may use it, if any;
+    quick_optimiser: LLVM's first level of optimisation is enough for code that is made of vectors already.
     """
 
     name: str
@@ -25,6 +26,7 @@ class InstructionSet:
     cpu_flags: tuple[str, ...] = ()
     base: InstructionSet | None = None
     state_component: int | None = None
+    quick_optimiser: bool = False
 
     @property
     def storage_offset(self) -> int:

@@ -113,6 +113,7 @@ AMX = Amx(
     vector_bytes=64,
     llvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit", "+avx512vbmi", "+amx-tile", "+amx-int8"]},
     storage="uint8",
+    quick_optimiser=True,
     cpu_flags=(*AVX512_VNNI.cpu_flags, "avx512vbmi", "amx_tile", "amx_int8"),
     registers=32,
     dots_per_cycle=2.0,
