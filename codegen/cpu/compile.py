@@ -92,8 +92,8 @@ def _passes(target: Any) -> Any:
     ])  # fmt: skip
 
 
-# Functions of `emit.Emitter` have no loop left to unroll or to make vectors of. Measured on x86: code as fast in an eighth
-# less of a compilation's time.
+# Functions of `emit.Emitter` have no loop left to unroll or to make vectors of. Measured on x86: as fast, and an eighth
+# less of the time of a compilation.
 _LITTLE_TO_OPTIMISE = {"opt-level": 1}
 
 
