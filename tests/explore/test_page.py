@@ -115,11 +115,12 @@ class Page:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = context.new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         self.said: list[str] = []
         self.page.on("console", lambda m: self.said.append(f"{m.type}: {m.text}"))
         self.page.on("pageerror", lambda e: self.said.append(f"error: {e}"))
-        self.page.goto(path.as_uri(), timeout=120_000)
-        self.page.wait_for_function("document.documentElement.dataset.ready", timeout=120_000)
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("document.documentElement.dataset.ready")
 
     def evaluate(self, script: str, *arguments: Any) -> Any:
         return self.page.evaluate(script, *arguments)
@@ -145,7 +146,7 @@ class Page:
         )
         self.page.mouse.move(x - 30, y - 30)
         self.page.mouse.move(x, y, steps=3)
-        self.page.wait_for_selector(".hoverlayer .hovertext", timeout=20_000)
+        self.page.wait_for_selector(".hoverlayer .hovertext")
         lines = self.evaluate(
             "[...document.querySelectorAll('.hoverlayer .hovertext tspan.line')].map(e => e.textContent)"
         )
