@@ -64,7 +64,8 @@ def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None =
 
     With stored bytes a' = a + 128 and offset o = zero_a + 128, ``sum (a - zero_a)(b - zero_b)`` is
     ``sum a'b - o * sum b + K * o * zero_b - zero_b * sum a'``: b is packed as weights, the second and third terms
-    are its columns' bias, the last one is a bias of a's rows, left out where zero_b is zero.
+    are its columns' bias, the last one is a bias of a's rows, left out where zero_b is zero. On a level that
+    `complements`, both biases also take away what it adds for the bytes 2 and 3 of every quad.
     """
     op = group.root
     assert isinstance(op, MatMul)
@@ -76,7 +77,7 @@ def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None =
     copies = math.prod(b.shape[:-2])
     x_images = math.prod(a.shape[:-2])
     axes = tuple(zip(lead, _strides(a.shape[:-2], lead, m * k), _strides(b.shape[:-2], lead, 1), strict=True))
-    geometry = _lines(axes, m, n, k, x_images, copies, row_bias=b.zero_point != 0)
+    geometry = _lines(axes, m, n, k, x_images, copies, row_bias=b.zero_point != 0 or isa.complements)
     blocks = blocks_of(geometry, VECTORS, isa.lanes(4))
     name, offset = group.output.name, offset_of(a, isa)
     packed, bias = f"{name}.packed", f"{name}.bias"
@@ -85,7 +86,8 @@ def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None =
     extents, (strides,) = collapse(b.shape[:-2], [walk[:-2]])
     places = dict(copies=tuple(zip(extents, strides, strict=True)), row_stride=walk[-2], elements=b.elements)
     packing = Kernel("pack_right", pack_right, dict(n=n, k=k, transposed=op.transpose_b, **places), all_blocks)
-    correction = dict(quads=geometry.quads, factor=-offset, addend=k * offset * b.zero_point)
+    behind = sum(j % 4 >= 2 for j in range(k)) if isa.complements else 0
+    correction = dict(quads=geometry.quads, factor=-offset, addend=offset * (k * b.zero_point + behind))
     summing = Kernel("column_bias", column_bias, dict(blocks=all_blocks, **correction), all_blocks)
     weight_bytes = lanes * isa.block.units(geometry.quads) * isa.block.depth * np.dtype(isa.weight_dtype).itemsize
     steps = [Step(packing, (b.name,), packed, weight_bytes), Step(summing, (packed,), bias, 4 * lanes)]
@@ -94,8 +96,9 @@ def matmul(group: Group, isa: VectorInstructionSet, walk: Sequence[int] | None =
     sources = [source, packed, bias]
     if geometry.row_bias:
         rows = x_images * m
-        ones = isa.arrange_weights(np.ones((isa.lanes(4), 4), dtype=np.int8))
-        kernel = Kernel("row_bias", row_bias, dict(rows=rows, k=k, factor=-b.zero_point), rows, (ones,))
+        kinds = ([1, 1, 1, 1], [0, 0, 1, 1])[: 1 + isa.complements]
+        ones = tuple(isa.arrange_weights(np.tile(np.array(w, dtype=np.int8), (isa.lanes(4), 1))) for w in kinds)
+        kernel = Kernel("row_bias", row_bias, dict(rows=rows, k=k, factor=-b.zero_point), rows, ones)
         steps.append(Step(kernel, (a.name,), f"{name}.row_bias", 4 * rows))
         sources.append(steps[-1].output)
     rescale = rescale_of(op.requantize, np.array([255 * 255 * k], dtype=np.int64), isa)

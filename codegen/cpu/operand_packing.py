@@ -2,7 +2,8 @@
 
 `pack_right` brings b into the layout of packed weights in blocks of `VECTORS` vectors, the number that `pack` joins
 and `interleave` yields, so that interleaving four rows of b is already the lane order of the contraction.
-`column_bias` and `row_bias` compute what the zero points of both sides add (see `gemm.matmul`).
+`column_bias` and `row_bias` compute what the zero points of both sides add (see `gemm.matmul`), and take away again
+what complements add (`isa.base`, `complements`).
 """
 
 from __future__ import annotations
@@ -61,12 +62,11 @@ def _block(isa: VectorInstructionSet, e: Emitter, b: Buffer, first: Expr, k: int
     """b [K, N]: four rows interleaved make one quad of all channels. Columns past N are read but never used."""
     lanes, depth = isa.lanes(4), isa.block.depth
     count = 4 * lanes
-    zero = splat(isa.storage_offset, isa.storage, count)
 
     def unit_of(unit: Expr, rows: int) -> None:
         dtype = f"{isa.storage}x{count}"
         loads = [e.bind(load(b, first + (unit * depth + r) * row_stride, count), dtype, "row") for r in range(rows)]
-        loads += [zero] * (depth - rows)
+        loads += [splat(_padding(isa, r), isa.storage, count) for r in range(rows, depth)]
         quads = [isa.interleave(loads[start : start + 4], lanes) for start in range(0, depth, 4)]
         for v in range(VECTORS):
             store(unit, v, [vectors[v] for vectors in quads])
@@ -109,12 +109,20 @@ def _quad(isa: VectorInstructionSet, b: Buffer, rows: Sequence[Expr], quad: int,
     parts = []
     for row in rows:
         for j in range(4 * quad, 4 * quad + 4):
-            parts.append(load(b, row + j, 1) if j < k else constant(isa.storage_offset, isa.storage))
+            parts.append(load(b, row + j, 1) if j < k else constant(_padding(isa, j), isa.storage))
     return shuffle(parts, range(len(parts)))
 
 
+def _padding(isa: VectorInstructionSet, byte: int) -> int:
+    """What stands for byte number `byte` of a row where it has none: zero once it is packed."""
+    return -1 if isa.complements and byte % 4 >= 2 else isa.storage_offset
+
+
 def column_bias(isa: VectorInstructionSet, blocks: int, quads: int, factor: int, addend: int) -> Any:
-    """``factor * sum over K of b + addend`` of every channel, int32. Buffers: packed weights, the biases."""
+    """``factor * sum over K of b + addend`` of every channel, int32. Buffers: packed weights, the biases.
+
+    On a level that `complements`, one more is summed for every byte 2 and 3 of a quad: `addend` has to know.
+    """
     lanes, rows, depth = isa.lanes(4), isa.block.rows, isa.block.depth
     dtype = f"int32x{lanes}"
     e = Emitter()
@@ -131,7 +139,7 @@ def column_bias(isa: VectorInstructionSet, blocks: int, quads: int, factor: int,
                 at = ((task * units + unit) * VECTORS + v) * (depth * lanes)
                 slots = range(v * rows, (v + 1) * rows)
                 weights = isa.load_block_weights(w, at, lanes)
-                results = isa.multiply([acc[s] for s in slots], ones, weights, True)  # 1 is never -128
+                results = isa.multiply([acc[s] for s in slots], ones, weights, False)
                 for s, value in zip(slots, results, strict=True):
                     acc[s] = value
         for v in range(VECTORS):
@@ -142,27 +150,40 @@ def column_bias(isa: VectorInstructionSet, blocks: int, quads: int, factor: int,
 
 
 def row_bias(isa: VectorInstructionSet, rows: int, k: int, factor: int) -> Any:
-    """``factor * sum of the stored bytes`` of every row, int32. Buffers: a [rows, K]; ones arranged as weights; out."""
+    """``factor * sum of the stored bytes`` of every row, int32. Buffers: a [rows, K]; ones arranged as weights; out.
+
+    On a level that `complements`, less the sum of the bytes 2 and 3 of all quads: ones only there are a second buffer.
+    """
     lanes = isa.lanes(4)
+    kinds = ("ones", "ones_behind")[: 1 + isa.complements]
     e = Emitter()
     a = e.buffer("a", rows * k, isa.storage)
-    ones = e.buffer("ones", 4 * lanes, isa.weight_dtype)
+    ones = [e.buffer(name, 4 * lanes, isa.weight_dtype) for name in kinds]
     y = e.buffer("row_bias", rows, "int32")
     with tasks(e) as task:
-        total = e.registers(1, "int32", "total")
-        total[0] = constant(0)
-        acc = e.registers(1, f"int32x{lanes}")
-        acc[0] = splat(0, "int32", lanes)
+        totals = e.registers(len(kinds), "int32", "total")
+        acc = e.registers(len(kinds), f"int32x{lanes}")
+        for i in range(len(kinds)):
+            totals[i] = constant(0)
+            acc[i] = splat(0, "int32", lanes)
 
         def add(start: Expr, count: int) -> None:
             values = load(a, task * k + start, count)
-            if count == 4 * lanes:
-                acc[0] = isa.dot(acc[0], isa.operand(values, lanes), isa.load_weights(ones, constant(0), lanes), lanes)
-            else:
-                total[0] = total[0] + _sum(e, cast(values, f"int32x{count}" if count > 1 else "int32"), count)
+            for i, buffer in enumerate(ones):
+                if count == 4 * lanes:
+                    weights = isa.load_weights(buffer, constant(0), lanes)
+                    acc[i] = isa.dot(acc[i], isa.operand(values, lanes), weights, lanes)
+                    continue
+                # Single bytes come last: behind a pair, or at the beginning of a quad.
+                chosen = [j for j in range(count) if i == 0 or j % 4 >= 2 or (count == 1 and k % 4 == 3)]
+                if chosen:
+                    part = values if len(chosen) == count else shuffle([values], chosen)
+                    size = len(chosen)
+                    totals[i] = totals[i] + _sum(e, cast(part, f"int32x{size}" if size > 1 else "int32"), size)
 
         for_chunks(e, k, 4 * lanes, add)
-        e.store(y, task, (total[0] + _sum(e, acc[0], lanes)) * factor, 1)
+        sums = [totals[i] + _sum(e, acc[i], lanes) for i in range(len(kinds))]
+        e.store(y, task, sums[0] * factor - sums[1] if isa.complements else sums[0] * factor, 1)
     return e.function()
 
 

@@ -91,6 +91,19 @@ def test_one_position_reads_weights_by_four_registers(level: Level, tmp_path: Pa
     assert not stack_accesses(loop)
 
 
+@pytest.mark.parametrize("level", parameters(I8MM, DOTPROD, NEON))
+def test_two_activations_cost_what_constant_weights_do(level: Level, tmp_path: Path) -> None:
+    b = ProgramBuilder()
+    build(b.program([b.matmul(b.input((4, 32, 64)), b.input((4, 64, 32)))]), level.target, tmp_path)
+    (code,) = (c for n, c in functions(tmp_path / "model.o", level.tools).items() if n.endswith("_matmul"))
+    multiply, products, limit = INSTRUCTION[level]
+    loop = innermost_loop(code, multiply)
+    each = len(loop) / (products * sum(line.startswith(multiply) for line in loop))
+    print(f"{level.target:12} two activations {len(loop):3} instructions: {each:.4f} per MAC")
+    assert each <= limit, loop
+    assert not stack_accesses(loop)
+
+
 @pytest.mark.parametrize("level", parameters())
 @pytest.mark.parametrize("name", FEW)
 def test_few_channels_spill_nothing(name: str, level: Level, tmp_path: Path) -> None:

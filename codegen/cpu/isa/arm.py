@@ -59,8 +59,9 @@ class Neon(VectorInstructionSet):
 
     Vectors of quads hold the first pair of bytes of every lane, then the second pairs, so that the two products of a
     16-bit sum belong to the same lane. Such a sum is exact unless all four factors are -128: constant weights are in
-    [-127, 127], and 2 * 128 * 127 = 32512 < 2**15. Where weights may be -128 (`multiply` of two activations), each
-    product is widened by itself.
+    [-127, 127], and 2 * 128 * 127 = 32512 < 2**15. Of weights that may be -128 (`multiply` of two activations), the
+    second pairs are complemented and their products subtracted: -a * ~w = a * (w + 1), and a difference of two
+    products is at most 128 * 128 + 128 * 127 = 32640.
     """
 
     def arrange_weights(self, weights: Array) -> Array:
@@ -68,7 +69,8 @@ class Neon(VectorInstructionSet):
         return np.ascontiguousarray(pairs.swapaxes(-3, -2).reshape(*weights.shape[:-2], -1))
 
     def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
-        return [(*self.operand(quads[0], lanes), "int8", 4 * lanes)]
+        halves = bits(shuffle([constant(w) for w in (0, 0, -1, -1)], range(4)), "int8x16")
+        return [(tirx.bitwise_xor(*self.operand(quads[0], lanes), halves), "int8", 4 * lanes)]
 
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         pairs = bits(quads, f"int16x{2 * lanes}")
@@ -117,7 +119,7 @@ class Neon(VectorInstructionSet):
         if constant_weights:
             return [self.dot(acc[0], operand, weights, LANES)]
         low, high = self._products(operand[0], weights[0])
-        return [self.add_pairs(self.add_pairs(acc[0], low), high)]
+        return [self.add_pairs(acc[0], low - high)]
 
     def _products(self, a: Expr, b: Expr) -> list[Expr]:
         """The 16 products of two byte vectors, as two int16 vectors."""
@@ -187,6 +189,9 @@ class Dotprod(Neon):
     def operand(self, quads: Expr, lanes: int) -> tuple[Expr, ...]:
         return (quads,)
 
+    def as_weights(self, quads: Sequence[Expr], lanes: int) -> list[tuple[Expr, str, int]]:
+        return [(quads[0], "int8", 4 * lanes)]
+
     def interleaved_operands(self, rows: Sequence[Expr], lanes: int) -> list[tuple[Expr, ...]]:
         return VectorInstructionSet.interleaved_operands(self, rows, lanes)
 
@@ -252,6 +257,7 @@ NEON = Neon(
     operand_registers=1,
     dot_temporaries=9,  # products, and what picks a quad out of a run
     opaque_loops=True,
+    complements=True,
 )
 DOTPROD = Dotprod(
     name="dotprod",

@@ -86,4 +86,5 @@ NEON32 = Neon32(
     operand_dots=0.67,
     dot_temporaries=6,  # products: LLVM makes those of a whole step before it adds the first
     opaque_loops=True,
+    complements=True,
 )  # fmt: skip

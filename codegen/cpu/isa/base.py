@@ -78,7 +78,8 @@ class VectorInstructionSet(InstructionSet):
     what the level adds to its base; most_positions, most_vectors: the largest tile;
     most_vectors_alone: of a tile with one position; prefetches: weights of the next block are asked
     for in time (measured to pay on x86); opaque_loops: the loops over the window must not be unrolled, because LLVM
-    would then lift weights out of the loop over tiles and spill accumulators for them.
+    would then lift weights out of the loop over tiles and spill accumulators for them. complements: of weights
+    packed at run time, bytes 2 and 3 of each quad are kept as their complements (see `multiply`).
     """
 
     block: Block = Block()
@@ -97,6 +98,7 @@ class VectorInstructionSet(InstructionSet):
     most_vectors_alone: int = 8
     prefetches: bool = False
     opaque_loops: bool = False
+    complements: bool = False
 
     @property
     def add_scalars(self) -> int:
@@ -185,7 +187,8 @@ class VectorInstructionSet(InstructionSet):
     ) -> list[Expr]:
         """The `rows` accumulators of a group and a vector of channels, one multiplication further.
 
-        constant_weights: no weight is -128.
+        constant_weights: no weight is -128. Otherwise, on a level that `complements`, what is added for bytes 2 and 3
+        of a quad is activation * (weight + 1), in words of the weights as they were before they were packed.
         """
         return [self.dot(acc[0], operand, weights, self.lanes(4))]
 
