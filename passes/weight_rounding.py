@@ -13,6 +13,9 @@ Below 8 bits rounding each weight to its nearest value is not good enough: what 
 output, C the covariance of the inputs. `round_rows` looks for a scale and integers that make it small: coordinate
 descent over the integers, each taking up the error of the others (the objective of Frantar et al., "Optimal Brain
 Compression", NeurIPS 2022), in turn with the scale that suits the integers best, which has a closed form.
+
+SQNR in dB with 4-bit (3-bit) weights to the nearest value, with the best scale of that, and so: kws 19.9, 19.4, 24.0
+(3.9, 8.8, 12.6), resnet8 3.8, 6.3, 11.3 (-1.5, 1.4, 6.8), ad 22.5, 22.3, 27.4 (19.0, 18.8, 24.0); 100 samples each.
 """
 
 from __future__ import annotations
