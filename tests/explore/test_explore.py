@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import qcompiler
-from qcompiler.exploration import samplers
+from qcompiler.exploration import engines, samplers
 from qcompiler.exploration.storage import repair
 from qcompiler.sim import hardware
 from qcompiler.sim.errors import ExplorationError
@@ -171,6 +171,22 @@ def start(digits: Path, space: Path, output: Path, *options: str) -> subprocess.
         [sys.executable, "-m", "qcompiler.cli", "explore", digits, "--space", space, "-o", output, *options],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("points", "chunk", "workers", "sizes"),
+    [
+        (3456, 128, 1, [896, 896, 896, 768]), (3456, 128, 2, [896, 896, 896, 768]), (6000, 128, 2, [1024] * 5 + [880]),
+        (40, 20, 1, [40]), (40, 20, 2, [20, 20]), (4, 1, 2, [1, 1, 1, 1]), (0, 128, 2, []),
+    ],
+)  # fmt: skip
+def test_workers_get_equal_loads(points: int, chunk: int, workers: int, sizes: list[int]) -> None:
+    tasks = [(i, range(i, min(i + chunk, points))) for i in range(0, points, chunk)]
+    found = list(engines.loads(tasks, points, workers))
+    assert [task for load in found for task in load] == tasks
+    assert [sum(len(own) for _, own in load) for load in found] == sizes
+    # What gains nothing from company comes one by one.
+    assert list(engines.loads(tasks, 0, workers)) == [[task] for task in tasks]
 
 
 def wait_for_chunks(journal: Path, process: subprocess.Popen[bytes], count: int) -> None:

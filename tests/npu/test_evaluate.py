@@ -59,6 +59,23 @@ def test_every_machine_alone_gives_the_same_bits_as_in_any_batch() -> None:
                 np.testing.assert_array_equal(getattr(found, name), getattr(whole, name)[part], err_msg=name)
 
 
+def test_machines_that_differ_in_clock_or_name_alone() -> None:
+    """They are evaluated once, but each with its own time, energy, and name in what it lacks."""
+    nets = [network(build("digits")[0])]
+    tiny = edited(MICRO, activation_memory__size_bytes=300, vector__parameter_bytes=1024)
+    small = edited(EDGE, main_memory__size_bytes=4096)
+    machines = [EDGE, tiny, small, edited(EDGE, clock_mhz=100, name="slow", process_nm=40),
+                edited(tiny, name="another"), edited(small, name="third")]  # fmt: skip
+    whole = evaluate(nets, machines, TABLE)
+    assert whole.cycles[3] == whole.cycles[0] > 0 and whole.latency_ms[3] > whole.latency_ms[0]
+    assert "'micro-8x8'" in whole.reasons[1] and "'another'" in whole.reasons[4] and "'third'" in whole.reasons[5]
+    for i, machine in enumerate(machines):
+        alone = evaluate(nets, [machine], TABLE)
+        assert alone.reasons == [whole.reasons[i]]
+        np.testing.assert_array_equal(alone.cycles[0], whole.cycles[i])
+        np.testing.assert_array_equal(alone.energy_pj[0], whole.energy_pj[i])
+
+
 def test_energy_is_that_of_the_report() -> None:
     machines = [hardware.load(name) for name in ("edge-16x16", "u55-128-like", "cloud-128x128")]
     found = evaluate([network(build("kws")[0])], machines, TABLE)
