@@ -16,7 +16,7 @@ class InstructionSet:
     features a CPU must report, by the names of Linux's /proc/cpuinfo; base: the level that this one adds to: a kernel
     which uses nothing of what is added is the base's, compiled once for both (see `Kernel.extended`);
     state_component: number of the register state that a Linux process must ask for before it may use it, if any;
-    quick_optimiser: LLVM's first level of optimisation is enough for code that is made of vectors already.
+    quick_optimiser: LLVM's first level of optimisation is enough for convolutions, which are made of vectors already.
     """
 
     name: str

@@ -41,9 +41,9 @@ def count_llvm(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = kernels_to_objects.compile_functions
 
-    def counted(functions: Any, isa: Any) -> Any:
+    def counted(functions: Any, isa: Any, quick: bool) -> Any:
         calls.append(len(functions))
-        return original(functions, isa)
+        return original(functions, isa, quick)
 
     monkeypatch.setattr(kernels_to_objects, "compile_functions", counted)
     return calls
