@@ -23,7 +23,8 @@ from qcompiler.sim.workload import MATRIX_KINDS
 
 Floats = npt.NDArray[np.float64]
 Values = Any
-RING, QUEUE = 6, 4  # pieces of a ring, and layers of a queue, that are remembered
+RECENT = 4  # transfers of a channel that are remembered
+RING, QUEUE = 6, 8  # pieces of a ring, and layers of a queue, that are remembered
 
 
 class S(IntEnum):
@@ -51,7 +52,10 @@ class S(IntEnum):
     parameter_ring = weight_ring + 2 * RING
     # QUEUE times, the newest first: issues of the array, when the first and the last; of the lanes; of loads
     queue = parameter_ring + 2 * RING
-    size = queue + 9 * QUEUE
+    # When the latest transfers of each channel were there, the newest first.
+    load_recent = queue + 9 * QUEUE
+    fetch_recent = load_recent + RECENT
+    size = fetch_recent + RECENT
 
 
 @dataclass
@@ -66,7 +70,8 @@ class Ready:
     def at(self, fraction: Floats) -> Floats:
         steps = np.ceil(1 / np.maximum(self.first, 1e-9) - 1e-6)
         wanted = np.clip(np.ceil(fraction / np.maximum(self.first, 1e-9) - 1e-6), 1, steps)
-        return self.begin + (wanted - 1) / np.maximum(steps - 1, 1) * (self.end - self.begin)
+        between = self.begin + (wanted - 1) / np.maximum(steps - 1, 1) * (self.end - self.begin)
+        return np.where(wanted < steps, between, self.end)
 
 
 class Flow:
@@ -90,7 +95,7 @@ class Flow:
         batch = int(v["batch"].max()) if kind == "matmul" else 1
         ready = Ready(none.copy(), none.copy(), none.copy())
         self.state[S.image1 : S.output2 + 1] = 0  # the buffers of a layer are its own
-        self.state[S.queue + 9 : S.size] = self.state[S.queue : S.size - 9].copy()
+        self.state[S.queue + 9 : S.load_recent] = self.state[S.queue : S.load_recent - 9].copy()
         self.state[S.queue : S.queue + 9] = 0
         marks = [before]
         for i in range(batch):
@@ -107,7 +112,7 @@ class Flow:
         return np.asarray(self.state[S.frontier] - before)
 
     def _shift(self, cycles: Floats) -> None:
-        rows = [*range(S.load_end, S.accumulated + 1), *range(S.frontier, S.output2 + 1)]
+        rows = [*range(S.load_end, S.accumulated + 1), *range(S.frontier, S.output2 + 1), *range(S.load_recent, S.size)]
         self.state[rows] += cycles
         for ring in (S.weight_ring, S.parameter_ring):
             self.state[ring + RING : ring + 2 * RING] += cycles
@@ -142,6 +147,7 @@ class _Run:
         self.kind, self.run, self.v, self.m, self.s, self.sources = kind, run, v, m, s, sources
         self.a = dict(zip(AMOUNTS, v.run(run), strict=True))
         self.fetch = self.a["fetch"] / np.maximum(self.a["groups"], 1)  # weights of a group
+        self.row = np.arange(s.shape[1])
         self.matrix = kind in MATRIX_KINDS
         self.chunks = not self.matrix and kind not in ("depthwise", "pool")
 
@@ -157,27 +163,75 @@ class _Run:
         end, free = np.where(own, s[S.fetch_end], s[S.load_end]), np.where(own, s[S.fetch_free], s[S.load_free])
         latency = np.where(own, m.constant.latency, m.main.latency)
         most = np.where(own, m.constant.outstanding, m.main.outstanding)
-        issue = np.maximum(gate, free)
+        recent = self.recent(own)
+        oldest = recent[np.minimum(most, RECENT).astype(np.int64) - 1, self.row]  # whose place the first takes
+        asked = np.maximum(gate, free)
+        issue = np.maximum(asked, np.where(most <= RECENT, oldest, 0))
         first = np.maximum(issue + latency, end) + cycles
-        pace = np.maximum(cycles, (latency + cycles) / most)
-        done = first + (transfers - 1) * pace
-        free = np.maximum(issue + transfers, done - (most - 1) * pace)
+        done = first
+        if np.any(np.asarray(transfers) > 1):
+            left = transfers - 1
+            # The others behind it, in a place of their own, or in that of one before.
+            done = first + np.maximum(left * cycles, np.floor(left / most) * (latency + cycles))
+            position = np.arange(RECENT)[:, None]
+            places = (position < most) & (position >= most - transfers)
+            behind = recent + latency + (transfers - most + position + 1) * cycles
+            done = np.maximum(done, np.where(places, behind, 0).max(axis=0))
+        pace = (done - first) / np.maximum(transfers - 1, 1)
+        free = np.maximum(issue + transfers, np.where(most > 1, done - (most - 1) * pace, 0) * (transfers > most))
         self.done = done
         used = active > 0
         s[S.fetch_end], s[S.fetch_free] = np.where(used & own, (done, free), (s[S.fetch_end], s[S.fetch_free]))
         s[S.load_end], s[S.load_free] = np.where(used & ~own, (done, free), (s[S.load_end], s[S.load_free]))
+        self.remember(used, own, recent, done, pace, transfers)
         return np.where(used, first, 0)
 
-    def more(self, apart: Floats, cycles: Floats, transfers: Floats, local: bool = False) -> Floats:
-        """Occupy a channel with `transfers` more that take `cycles` together; returns when it is done."""
-        own, s, m = self.channel(apart), self.s, self.m
+    def recent(self, own: npt.NDArray[np.bool_]) -> Floats:
+        """When the latest transfers were there."""
+        load, fetch = self.s[S.load_recent : S.fetch_recent], self.s[S.fetch_recent : S.size]
+        return np.where(own, fetch, load) if own.any() else load
+
+    def remember(self, used: Values, own: npt.NDArray[np.bool_], recent: Floats, done: Floats, pace: Floats,
+                 transfers: Values) -> None:  # fmt: skip
+        """So many transfers, the last at `done`, the others `pace` apart before it."""
+        if np.all(np.asarray(transfers) == 1):
+            new = np.empty_like(recent)
+            new[0], new[1:] = done, recent[:-1]
+        else:
+            position = np.arange(RECENT)[:, None]
+            back = np.clip(position - transfers, 0, RECENT - 1).astype(np.int64)
+            new = np.where(position < transfers, done - position * pace, np.take_along_axis(recent, back, axis=0))
+        for rows, mask in (((S.load_recent, S.fetch_recent), used & ~own), ((S.fetch_recent, S.size), used & own)):
+            if mask.any():
+                part = self.s[rows[0] : rows[1]]
+                part[:] = np.where(mask, new, part)
+
+    def more(self, apart: Floats, cycles: Floats, transfers: Floats, local: bool = False, longest: Values = 0,
+             each: Values = 1) -> Floats:  # fmt: skip
+        """Occupy a channel with `transfers` more that take `cycles` together; returns when it is done. They come in
+        rounds of `each`, of which the longest takes `longest`."""
+        own, s, m, work = self.channel(apart), self.s, self.m, cycles
         if not local:
             latency = np.where(own, m.constant.latency, m.main.latency)
             most = np.where(own, m.constant.outstanding, m.main.outstanding)
             cycles = np.maximum(cycles, (transfers * latency + cycles) / most) * (cycles > 0)
+        if np.any(longest):
+            rounds = transfers / np.maximum(each, 1)
+            # A transfer follows the one before, or takes the place of one `most` before: the slowest way around.
+            turns = np.maximum(np.floor(each / most), 1)  # places taken of one before, on a way around `around` rounds
+            around = np.where(each >= most, 1, np.ceil(most / np.maximum(each, 1)))
+            served = turns + each * around - turns * most  # transfers on that way
+            busy = np.minimum(served * longest, around * work / np.maximum(rounds, 1))
+            slow = rounds * (turns * latency + busy) / around
+            cycles = np.where((cycles > 0) & (longest > 0), np.maximum(cycles, slow), cycles)
         s[S.fetch_end] += np.where(own, cycles, 0)
         s[S.load_end] += np.where(own, 0, cycles)
-        return np.where(cycles > 0, np.where(own, s[S.fetch_end], s[S.load_end]), 0)
+        end = np.where(own, s[S.fetch_end], s[S.load_end])
+        if np.any(longest) and (cycles > 0).any():
+            self.remember(
+                (cycles > 0) & (transfers > 0), own, self.recent(own), end, cycles / np.maximum(transfers, 1), transfers
+            )
+        return np.where(cycles > 0, end, 0)
 
     # ---------------------------------------------------------------------------------------- rings
     def take(self, ring: S, top: S, size: Floats, capacity: Floats, active: Values) -> Floats:
@@ -200,16 +254,10 @@ class _Run:
 
     def dispatched(self) -> Floats:
         """When the next instruction can be dispatched: a full queue stops dispatch, hence prefetching."""
-        gate = np.zeros(self.s.shape[1])
-        for unit in (0, 1, 2):
-            left, found = self.m.queue_entries.copy(), np.zeros_like(gate)
-            for i in range(QUEUE):
-                count, begin, end = self.s[S.queue + 9 * i + 3 * unit : S.queue + 9 * i + 3 * unit + 3]
-                inside = (left >= 0) & (left < count)
-                found = np.where(inside, end - (end - begin) * left / np.maximum(count, 1), found)
-                left = np.where(inside, -1, left - count)
-            gate = np.maximum(gate, found)
-        return gate
+        count, begin, end = self.s[S.queue : S.load_recent].reshape(QUEUE, 3, 3, -1).swapaxes(0, 2)
+        left = self.m.queue_entries - np.cumsum(count, axis=1) + count
+        inside = (left >= 0) & (left < count)
+        return np.asarray(np.where(inside, end - (end - begin) * left / np.maximum(count, 1), 0).max(axis=(0, 1)))
 
     def note(self, unit: int, count: Floats, begin: Floats, end: Floats) -> None:
         """Remember the instructions of this run: their number, and when the first and the last issued."""
@@ -231,13 +279,17 @@ class _Run:
         # Constants of the first group of the run.
         loaded, staged = a["groups"] > 0, a["loads"] > 0
         has = loaded & (v["parameter_bytes"] > 0)
-        gate = self.take(S.parameter_ring, S.parameter_top, v["parameter_bytes"], m.parameter_bytes, has)
+        # The last group may be smaller.
+        ends = np.full(n.shape, self.run == "E") | (v["outer"] > 0) & (self.run == "D")
+        weight_bytes = np.where(ends, v["last_weight_bytes"], v["weight_bytes"])
+        parameter_bytes = np.where(ends, v["last_parameter_bytes"], v["parameter_bytes"])
+        gate = self.take(S.parameter_ring, S.parameter_top, parameter_bytes, m.parameter_bytes, has)
         apart = np.ones_like(n)
         parameters = self.request(apart, np.maximum(gate, dispatch), v["parameters"], 1, has)
         weights_first = weights_last = np.zeros_like(n)
         weighted = loaded & (self.fetch > 0)
         if self.matrix:
-            gate = self.take(S.weight_ring, S.weight_top, v["weight_bytes"], m.weight_bytes, weighted)
+            gate = self.take(S.weight_ring, S.weight_top, weight_bytes, m.weight_bytes, weighted)
             gate = np.maximum(gate, dispatch)
             if self.kind == "matmul":
                 gate = np.maximum(gate, self.sources[1].at(np.ones_like(n)))
@@ -274,7 +326,8 @@ class _Run:
         fetch = self.fetch + v["parameters"]
         pieces = np.where(self.matrix, v["blocks"], 0) + has
         where = np.where(v["local"] > 0, 0, v["weights_apart"]) if self.matrix else apart
-        last_fetch = self.more(where, again * fetch, again * pieces)
+        longest = self.fetch / np.maximum(v["blocks"], 1) if self.matrix else 0.0
+        last_fetch = self.more(where, again * fetch, again * pieces, longest=longest, each=pieces)
         # The pace of the run.
         pace = hold.copy()
         per_image, per_group = hold * n / loads, hold * n / groups
@@ -288,12 +341,12 @@ class _Run:
             turn = (fetch_latency + self.fetch + per_group + v["through"]) / np.minimum(slots, RING) * groups / n
             pace = np.maximum(pace, np.where(weighted & (v["stream"] == 0), turn, 0))
             # Parts of weights come as the array works on the ones before, a ring of them ahead.
-            ahead = np.minimum(slots, v["blocks"])
-            turn = (v["blocks"] * (fetch_latency + v["through"]) + self.fetch + matrix) / ahead
+            ahead = np.minimum(np.maximum(v["ahead"], 1), np.maximum(v["blocks"], 1))
+            turn = (v["blocks"] * (fetch_latency + v["lead"] + v["through"]) + self.fetch + matrix) / ahead
             stream = v["stream"] > 0
             pace = np.maximum(pace, np.where(stream, np.maximum(turn, self.fetch), 0))
             streaming = np.where(stream, np.maximum(turn, self.fetch * (1 - ahead / v["blocks"])), 0)
-        store = a["store"] / n
+        alone = store = a["store"] / n
         store = np.maximum(store, (store + v["transfers"] * m.main.latency) / m.main.outstanding) * (store > 0)
         turn = (vector + VECTOR_PIPELINE + store + m.main.latency) / 2
         pace = np.maximum(pace, np.where(v["written"] > 0, turn, 0))
@@ -322,7 +375,7 @@ class _Run:
             end = begin + slow - v["gap"]
             # Blocks of the first step as their weights come, then the other steps.
             streamed = v["stream"] > 0
-            late = np.where(streamed, v["first"], matrix * (1 - v["last_step"]) + matrix / visit_blocks)
+            late = np.where(streamed, v["first"] * v["share"], matrix * (1 - v["last_step"]) + matrix / visit_blocks)
             end = np.maximum(end, np.where(weighted, weights_last + v["lead"] + late - v["gap"], 0))
             end = end + (n - 1) * pace
             end = np.maximum(end, np.where(last_load > 0, last_load + v["lead"] + matrix - v["gap"], 0))
@@ -336,7 +389,10 @@ class _Run:
                 start + vector + (n - 1) * np.maximum(pace, vector), end + v["through"] + v["last_vector"]
             )
             total = visit_blocks * n
-            # The accumulators are full until the lanes have time for them.
+            # The accumulators are full until the lanes have time for them, for the blocks before and for these.
+            back = np.maximum(v["depth"] - total, 0) * v["rows"] * s[S.pace]
+            held = s[S.accumulated] + VECTOR_PIPELINE - back + v["lead"] + v["first"]
+            end = np.maximum(end, held + np.maximum(total - v["depth"], 0) * beat)
             after = start + v["first_vector"] + VECTOR_PIPELINE + v["lead"] + v["first"]
             end = np.maximum(end, np.where(total > v["depth"], after + (total - v["depth"] - 1) * beat, 0))
             finish = np.maximum(finish, end + v["through"] + v["last_vector"])
@@ -344,7 +400,12 @@ class _Run:
                 finish - v["depth"] * np.maximum(v["last_vector"], pace / visit_blocks) + VECTOR_PIPELINE + v["first"]
             )
             done_matrix = np.maximum(end, np.where(total > v["depth"], held, 0))
-            s[S.accumulated], s[S.pace] = finish, vector / np.maximum(visit_blocks * v["rows"], 1)
+            apart = np.where(
+                total > 1,
+                (finish - start - vector / visit_blocks) / np.maximum(total - 1, 1),
+                finish - s[S.accumulated],
+            )
+            s[S.accumulated], s[S.pace] = finish, apart / v["rows"]
         else:
             begin = np.maximum(np.maximum(s[S.vector], parameters), np.maximum(gate_first, operand))
             start = begin = np.maximum(begin, output) if not self.chunks else begin
@@ -363,7 +424,7 @@ class _Run:
             moved = np.maximum(s[S.store_end], done + a["gather"] / n) + LOCAL_LATENCY
             done = np.where(a["gather"] > 0, moved, done)
         written = v["written"] > 0
-        stored = np.maximum(np.maximum(s[S.store_end], one) + n * store, done + store)
+        stored = np.maximum(np.maximum(s[S.store_end], one) + (n - 1) * store + alone, done + alone)
         s[S.store_end] = np.where(written, stored, s[S.store_end])
         complete = np.where(written, stored + m.main.latency, done)
         self.first_done = np.where(
@@ -415,6 +476,9 @@ class _Run:
         local = (v["local"] > 0) & (active > 0)
         count = np.maximum(v["blocks"], 1)
         first = self.request(v["weights_apart"], gate, self.fetch / count, count, (active > 0) & ~local)
+        # The last block is narrower: the first takes longer than on average.
+        longer = np.where((first > 0) & (v["stream"] == 0), np.maximum(v["block"] - self.fetch / count, 0), 0)
+        first = np.minimum(first + longer, self.done)
         if local.any():
             end = np.maximum(gate, s[S.load_end]) + self.fetch
             s[S.load_end] = np.where(local, end, s[S.load_end])

@@ -45,7 +45,8 @@ AMOUNTS = (
 # lead, gap, through (`cost.Timing`); first, first_vector, last_vector: cycles of the first block, and of the lanes for
 # the first and the last; depth: steps that the accumulators hold, rows: of a step;
 # weights, parameters: cycles of loading the first group; block, blocks: of one transfer, and how many; *_bytes: their
-# sizes;
+# sizes, last_*_bytes of the last group; outer: groups are the outer loop;
+# ahead: parts of weights that are there at a time, share: the part of a block that the last of them is;
 # stream: weights come for every step anew; image_apart, operand_apart, weights_apart: loaded from the constants; local:
 # weights are loaded from the activation memory;
 # staged, written, added: image, output, operand are not on chip;
@@ -54,7 +55,8 @@ AMOUNTS = (
 # group completes the output.
 FIXED = (
     "lead", "gap", "through", "first", "first_vector", "last_vector", "depth", "rows", "weights", "block", "blocks",
-    "parameters", "weight_bytes", "parameter_bytes", "stream", "staged", "written", "added", "image_apart",
+    "parameters", "weight_bytes", "parameter_bytes", "last_weight_bytes",
+    "last_parameter_bytes", "outer", "ahead", "share", "stream", "staged", "written", "added", "image_apart",
     "operand_apart", "weights_apart", "local", "first_step", "first_tile", "output_step", "last_step", "batch",
     "renewed", "transfers",
 )  # fmt: skip
@@ -239,7 +241,7 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
         put(name, [np.where(many, ends[0], whole), counts[1] * middle, counts[2] * middle, counts[3] * middle,
                    np.where(many, ends[1], 0)])  # fmt: skip
     v["written"], v["added"] = not r.output, matrix and cost.residual(g) and not r.operand
-    v["batch"], v["renewed"] = batch, outer & (number > 1)
+    v["batch"], v["renewed"], v["outer"] = batch, outer & (number > 1), outer
     step_h, step_w = np.minimum(c.step_h, t.first.h[c.tiling]), np.minimum(c.step_w, t.first.w[c.tiling])
     if matrix:
         timing = cost.matrix_timing(step_h * step_w, part, m, c.output_stationary, shift)
@@ -250,9 +252,9 @@ def _windows(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> No
         v["rows"] = step_h * step_w
         fetch = _weights(v, g, c, r, m, b, part, size[0], blocks, number, steps[1] / tiles)
         put("fetch", _grouped(outer, inside, several, many, fetch, tiles))
-        v["parameter_bytes"] = cost.record_bytes(g, size[0])
+        v["parameter_bytes"], v["last_parameter_bytes"] = (cost.record_bytes(g, size[k]) for k in (0, 2))
     else:
-        v["parameter_bytes"] = cost.window_parameters(g, size[0], merged)
+        v["parameter_bytes"], v["last_parameter_bytes"] = (cost.window_parameters(g, size[k], merged) for k in (0, 2))
         v["last_vector"] = v["first_vector"] = step_h * taps * ceil_div(step_w, merged) * across[0] + table
     some = v["parameter_bytes"] > 0
     v["parameters"] = np.where(some, cost.read(m.constant, 1, v["parameter_bytes"])[0], 0)
@@ -297,7 +299,7 @@ def _weights(
 ) -> tuple[Values, ...]:  # fmt: skip
     """How the weights of a group come; the cycles of the first group, of all, of the last."""
     if g.kind == "matmul":
-        v["weight_bytes"] = g.reduction * channels
+        v["weight_bytes"] = v["last_weight_bytes"] = g.reduction * channels
         shape = cost.operand_runs(g, c.output_stationary, channels)
         if r.weights:
             v["weights"], v["local"] = cost.operand_cycles(g, *shape, m), 1
@@ -323,6 +325,12 @@ def _weights(
     v["blocks"] = blocks[0] * np.where(stream, part.number * steps, 1)
     v["weights"], v["stream"] = first, stream
     v["weight_bytes"] = np.where(stream, part.size * row, g.reduction * b.row_bytes(m, blocks[0]))
+    # Parts that are in the weight memory at a time, all where they fit; the part of a block that the last one is.
+    whole = g.reduction * b.row_bytes(m, blocks[0])
+    v["ahead"] = np.where(whole <= m.weight_bytes, v["blocks"], np.floor(m.weight_bytes / (part.size * row)))
+    v["share"] = np.asarray(np.where(part.last > 0, part.last, part.size)) / g.reduction
+    rest = b.row_bytes(m, blocks[1]) - b.row_bytes(m, blocks[1] - blocks[2])
+    v["last_weight_bytes"] = np.where(stream, part.size * row, g.reduction * rest)
     return first, total, last
 
 
@@ -348,7 +356,7 @@ def _chunks(v: Visits, g: Geometry, c: Choice, r: Residency, m: Machines) -> Non
         v[run + "lane_issues"] = v[run + "visits"] if np.any(sums["vector"]) else 0
     size, times, groups = cost.chunk_parameters(g, c, m)
     v["Agroups"] = 1 if size else 0
-    v["parameter_bytes"] = 1.0 * size / groups
+    v["parameter_bytes"] = v["last_parameter_bytes"] = 1.0 * size / groups
     v["parameters"] = cost.read(m.constant, 1, v["parameter_bytes"])[0] if size else 0
     for run in RUNS[1:]:
         v[run + "groups"] = v[run + "visits"] * (times > 1)
