@@ -3,7 +3,9 @@
 Every machine of a space is evaluated once (kept in --cache); then each sampler explores the space, answered from that
 table. Objectives: latency, energy and area. Hypervolume: of the logarithms, scaled to 0..1 between the best and the
 worst machine of the space, below the reference 1.1 in each; and of the figures themselves, scaled alike.
-Prints Markdown: the median over the seeds of the share of the exhaustive hypervolume, and the worst seed's.
+Prints Markdown: the share of the exhaustive hypervolume, the median over the seeds and each of them. --joint adds the
+case of all models at once, each weighted such that all take the same time on the
+machine that is quickest for it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -48,6 +51,21 @@ def outcomes(space: Space, path: Path, cache: Path) -> dict[Point, Outcome]:
     cache.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps([o.to_json() for o in found]))
     return dict(zip(points, found, strict=True))
+
+
+def joint(tables: dict[str, dict[Point, Outcome]]) -> tuple[dict[str, ModelOptions], dict[Point, Outcome]]:
+    """All models on each machine, with weights that make their least latencies equal."""
+    weights = {
+        name: ModelOptions(1 / min(o.costs[0].cycles / o.clock_mhz for o in table.values() if not o.reason))
+        for name, table in tables.items()
+    }
+    together = {}
+    for point, first in next(iter(tables.values())).items():
+        found = [table[point] for table in tables.values()]
+        reason = next((o.reason for o in found if o.reason), "")
+        costs = tuple(cost for o in found for cost in o.costs)
+        together[point] = Outcome(reason) if reason else replace(first, costs=costs)
+    return weights, together
 
 
 class Ruler:
@@ -98,29 +116,33 @@ def main() -> None:
     parser.add_argument("--space", type=Path, default=SPACE)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.1, help="evaluations, as a share of the space")
+    parser.add_argument("--joint", action="store_true", help="all models at once as well")
     parser.add_argument("--samplers", default="random,tpe,nsga2")
     parser.add_argument("--cache", type=Path, default=Path("samplers-cache"))
     options = parser.parse_args()
     space = space_file.load(options.space)
     trials = int(options.share * space.size(samplers.EXHAUSTIVE_LIMIT))
     rows = []
-    for path in options.models:
-        table = outcomes(space, path, options.cache)
-        merit = Merit({name_of(path): ModelOptions()}, ("latency", "energy", "area"), ())
-        ruler = Ruler(merit, table)
+    tables = {name_of(path): outcomes(space, path, options.cache) for path in options.models}
+    cases = {name: ({name: ModelOptions()}, table) for name, table in tables.items()}
+    if options.joint:
+        cases["all at once"] = joint(tables)
+    for name, (models, table) in cases.items():
+        ruler = Ruler(Merit(models, ("latency", "energy", "area"), ()), table)
         for sampler in options.samplers.split(","):
             begin = time.perf_counter()
             found = [explore(space, ruler, sampler, seed, trials) for seed in range(options.seeds)]
             seconds = (time.perf_counter() - begin) / options.seeds
             shares = np.array([ruler.shares(points) for points in found])
             tried = max(map(len, found))
+            seeds = ", ".join(f"{100 * share:.2f}" for share in shares[:, 0])
             rows.append(
-                f"| {name_of(path)} | {sampler} | {tried} of {len(table)} | {median(shares[:, 0]):.2%} | "
-                f"{shares[:, 0].min():.2%} | {median(shares[:, 1]):.2%} | {seconds:.1f} |"
+                f"| {name} | {sampler} | {tried} of {len(table)} | {median(shares[:, 0]):.2%} | {seeds} | "
+                f"{median(shares[:, 1]):.2%} | {shares[:, 1].min():.2%} | {seconds:.1f} |"
             )
             print(rows[-1], flush=True)
-    print("\n| model | sampler | evaluations | hypervolume | worst seed | not logarithmic | sampler's s |")
-    print("|---|---|---|---|---|---|---|\n" + "\n".join(rows))
+    print("\n| model | sampler | evaluations | hypervolume | each seed, % | linear | its worst | sampler's s |")
+    print("|---|---|---|---|---|---|---|---|\n" + "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -6,23 +6,21 @@ number of workers, and after an interruption the sampler runs again over the out
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
-from qcompiler.exploration.storage import require_optuna
+from qcompiler.exploration import adaptive
+from qcompiler.exploration.adaptive import BATCH
 from qcompiler.sim.errors import ExplorationError
-from qcompiler.sim.explore.space import INACTIVE, Point, Space
+from qcompiler.sim.explore.space import Point, Space
 
 SAMPLERS = ("exhaustive", "random", "tpe", "nsga2")
 EXHAUSTIVE_LIMIT = 1_000_000
 CHUNK = 128  # points that are stored together
-BATCH = 40  # points that an adaptive sampler chooses before it hears of the first
 NOTHING = 1e6  # the score of what is no machine at all; its violation keeps it behind everything else
-ASKS = 10  # times that an adaptive sampler may repeat itself for each new point
 
 
 @dataclass(frozen=True)
@@ -62,71 +60,54 @@ def _exhaustive(space: Space) -> Batches:
 
 
 def _random(space: Space, seed: int, trials: int) -> Batches:
+    yield list(islice(_shuffled(space, seed), trials))
+
+
+def _shuffled(space: Space, seed: int) -> Iterator[Point]:
     """Different points, each as likely as the next: a longer run begins with the shorter one."""
+    rng = np.random.default_rng(seed)
     if space.size(EXHAUSTIVE_LIMIT) <= EXHAUSTIVE_LIMIT:
         everything = list(space.points())
-        order = np.random.default_rng(seed).permutation(len(everything))
-        yield [everything[i] for i in order[:trials]]
+        yield from (everything[i] for i in rng.permutation(len(everything)))
         return
-    rng, found = np.random.default_rng(seed), dict[Point, None]()
-    while len(found) < trials:
-        found[space.draw(rng)] = None
-    yield list(found)
+    found = set[Point]()
+    while True:
+        if (point := space.draw(rng)) not in found:
+            found.add(point)
+            yield point
 
 
-def _adaptive(space: Space, sampler: str, seed: int, trials: int, objectives: int) -> Batches:
-    """Optuna asks and is told in memory, in an order that is fixed; only new points are handed out."""
-    optuna = require_optuna()
-    study = optuna.create_study(directions=["minimize"] * objectives, sampler=_sampler(optuna, space, sampler, seed))
-    known: dict[Point, Verdict] = {}
+def _adaptive(space: Space, name: str, seed: int, trials: int, objectives: int) -> Batches:
+    """Only new points are handed out; random ones where the sampler repeats itself."""
+    sampler = adaptive.sampler(name, space, objectives, seed)
     limit = min(trials, space.size(trials))
-    idle = 0
-    while len(known) < limit and idle < ASKS * BATCH:
-        fresh: dict[Point, list[Any]] = {}
-        asked = 0
-        while len(fresh) < min(BATCH, limit - len(known)) and asked < ASKS * BATCH:
-            trial = study.ask()
-            point, asked = _suggest(space, trial), asked + 1
-            if point in known:
-                _tell(study, trial, known[point], objectives)
-            else:
-                fresh.setdefault(point, []).append(trial)
-        idle = 0 if fresh else idle + asked
-        if not fresh:
-            break
-        verdicts = yield list(fresh)
-        for (point, waiting), verdict in zip(fresh.items(), verdicts, strict=True):
-            known[point] = verdict
-            for trial in waiting:
-                _tell(study, trial, verdict, objectives)
+    known = dict.fromkeys(corners(space)[: min(BATCH // 2, limit)])
+    chosen, others = list(known), _shuffled(space, seed)
+    while True:
+        count = min(BATCH, limit - len(known) + len(chosen))
+        filling = list(islice((p for p in others if p not in known), count - len(chosen)))
+        known.update(dict.fromkeys(filling))
+        chosen += filling
+        verdicts = yield chosen
+        if len(known) == limit:
+            return
+        scores = [v.scores or (NOTHING,) * objectives for v in verdicts]
+        sampler.learn(chosen, scores, [v.violation for v in verdicts])
+        chosen = sampler.choose(min(BATCH, limit - len(known)), known)
+        known.update(dict.fromkeys(chosen))
 
 
-def _sampler(optuna: Any, space: Space, name: str, seed: int) -> Any:
-    conditional = any(axis.when for axis in space.axes)
+def corners(space: Space) -> list[Point]:
+    """Points whose every axis has its first or its last choice, such that each axis and each pair of axes has all
+    combinations equally often: a Hadamard design and its reverse, twice the least power of two above the axes.
 
-    if name == "nsga2":
-        # Choices are steps along an axis: blending parents finds the steps between them (benchmarks/samplers.py).
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            blend = optuna.samplers.nsgaii.BLXAlphaCrossover()
-        return optuna.samplers.NSGAIISampler(population_size=BATCH, crossover=blend, seed=seed)
-    return optuna.samplers.TPESampler(
-        n_startup_trials=BATCH, multivariate=True, group=conditional, constant_liar=True, seed=seed,
-    )  # fmt: skip
-
-
-def _suggest(space: Space, trial: Any) -> Point:
-    head: list[int] = []
-    for i, axis in enumerate(space.axes):
-        if not space.active(i, head):
-            head.append(INACTIVE)
-        elif axis.ordered:
-            head.append(trial.suggest_int(axis.name, 0, len(axis.choices) - 1))
-        else:
-            head.append(trial.suggest_categorical(axis.name, list(range(len(axis.choices)))))
-    return tuple(head)
-
-
-def _tell(study: Any, trial: Any, verdict: Verdict, objectives: int) -> None:
-    trial.set_constraint("limits", verdict.violation)
-    study.tell(trial, verdict.scores or (NOTHING,) * objectives)
+    What is extreme in one figure is often near a corner, and few of them hold all that there is to recombine.
+    """
+    rows = 1 << len(space.axes).bit_length()
+    found = dict[Point, None]()
+    for row in range(rows):
+        signs = [(row & axis).bit_count() % 2 for axis in range(1, len(space.axes) + 1)]
+        for high in (0, 1):
+            ends = [(sign ^ high) * (len(a.choices) - 1) for sign, a in zip(signs, space.axes, strict=True)]
+            found[space.settle(ends)] = None
+    return list(found)

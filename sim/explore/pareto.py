@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+CELLS = 4_000_000
 
 
 def front(values: Floats) -> npt.NDArray[np.bool_]:
@@ -49,6 +52,29 @@ def _volume(points: Floats, reference: Floats) -> float:
         if depth > 0:
             total += depth * _volume(kept, reference[:-1])
     return total
+
+
+def exclusive(values: Floats, reference: Floats) -> Floats:
+    """float64 [n]: the volume below `reference` [k] that each row of float64 [n, k] dominates and no other does.
+
+    Exact, on the grid of all coordinates; 0 everywhere where that has more than `CELLS` cells. The rows are below the
+    reference.
+    """
+    grids = [np.unique(column, return_inverse=True) for column in values.T]
+    shape = tuple(len(edges) for edges, _ in grids)
+    if math.prod(shape) > CELLS:
+        return np.zeros(len(values))
+    where = tuple(index for _, index in grids)
+    count, number = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    np.add.at(count, where, 1)
+    np.add.at(number, where, np.arange(len(values)))
+    volumes = np.ones(())
+    for axis, (edges, _) in enumerate(grids):
+        # Sums over all rows that are no worse: how many dominate a cell, and which one where it is one.
+        count, number = count.cumsum(axis), number.cumsum(axis)
+        volumes = volumes[..., None] * np.diff(np.append(edges, reference[axis]))
+    own = count == 1
+    return np.bincount(number[own], weights=volumes[own], minlength=len(values))
 
 
 def normalised(values: Floats, low: Floats, high: Floats) -> Floats:
