@@ -168,11 +168,14 @@ class Tpe:
     """Optuna's multivariate TPE, by groups of axes where some are conditional."""
 
     def __init__(self, space: Space, objectives: int, seed: int) -> None:
-        optuna, self._space = require_optuna(), space
+        optuna: Any = require_optuna()
+        self._space = space
         self._candidates: list[tuple[dict[str, Floats], Floats]] = []
         candidates = self._candidates
 
-        class Recorded(optuna.samplers.TPESampler):  # type: ignore[misc] # optuna is Any here
+        base: Any = optuna.samplers.TPESampler
+
+        class Recorded(base):  # type: ignore[misc] # Optuna is there only when it is needed
             """Keeps the candidates that it draws. The method is not public: without it a fit gives one point."""
 
             def _compute_acquisition_func(self, samples: Any, below: Any, above: Any) -> Any:
@@ -218,7 +221,7 @@ class Tpe:
         their merits, logarithms of ratios of densities, add up."""
         if not self._candidates:
             return []
-        total = sum(merits for _, merits in self._candidates)
+        total = np.sum([merits for _, merits in self._candidates], axis=0)
         drawn = {name: column for samples, _ in self._candidates for name, column in samples.items()}
         points = []
         for i in range(len(total)):
@@ -243,12 +246,9 @@ class Tpe:
         self._told += len(points)
 
 
-SAMPLERS = {"nsga2": Nsga2, "tpe": Tpe}
-
-
 def sampler(name: str, space: Space, objectives: int, seed: int) -> Sampler:
-    """The sampler of that name."""
-    return SAMPLERS[name](space, objectives, seed)  # type: ignore[no-any-return]
+    """The sampler of that name, tpe or nsga2."""
+    return Tpe(space, objectives, seed) if name == "tpe" else Nsga2(space, objectives, seed)
 
 
 def _parameters(space: Space, point: Point) -> dict[str, int]:

@@ -74,7 +74,7 @@ def exclusive(values: Floats, reference: Floats) -> Floats:
         count, number = count.cumsum(axis), number.cumsum(axis)
         volumes = volumes[..., None] * np.diff(np.append(edges, reference[axis]))
     own = count == 1
-    return np.bincount(number[own], weights=volumes[own], minlength=len(values))
+    return np.asarray(np.bincount(number[own], weights=volumes[own], minlength=len(values)), np.float64)
 
 
 def normalised(values: Floats, low: Floats, high: Floats) -> Floats:
