@@ -344,6 +344,6 @@ def test_speed():
             isa.Copy(unit=4, source=2, target=0, target_address=0, run_bytes=512, wait=mask(2)),
         ]  # fmt: skip
     program = program_of(*body)
-    begin = time.perf_counter()
+    begin = time.process_time()
     timing.simulate(program)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
