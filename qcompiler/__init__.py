@@ -10,6 +10,7 @@ Importing this package is cheap; what is used loads on first use.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,17 +35,22 @@ _HOME = {
     "quantize": "api",
     "simulate": "simulation",
 }
+_COMPILING = ("api", "exploration.api")  # homes that import TVM
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'qcompiler' has no attribute {name!r}")
-    from qcompiler.quick_imports import quick_imports
-
-    with quick_imports():
+    with _quick_imports() if _HOME[name] in _COMPILING else nullcontext():
         value = getattr(importlib.import_module(f"qcompiler.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _quick_imports() -> AbstractContextManager[None]:
+    from qcompiler.quick_imports import quick_imports
+
+    return quick_imports()
 
 
 def __dir__() -> list[str]:
