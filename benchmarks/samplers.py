@@ -45,7 +45,7 @@ def outcomes(space: Space, path: Path, cache: Path) -> dict[Point, Outcome]:
     tasks = [(i, points[i : i + CHUNK]) for i in range(0, len(points), CHUNK)]
     begin = time.perf_counter()
     with engine(context, cores(), None) as workers:
-        done = dict(workers.run(evaluate, tasks))
+        done = dict(workers.run(evaluate, tasks, len(points)))
     found = [o for i, _ in tasks for o in done[i]]
     print(f"{name}: {len(points) / (time.perf_counter() - begin):,.0f} machines/s with {cores()} workers", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
