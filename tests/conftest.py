@@ -14,9 +14,11 @@ import pytest
 from command_line import Command, Done
 from hypothesis import settings
 
-# Wall time says nothing about correctness on a busy machine.
-settings.register_profile("qcompiler", deadline=None)
-settings.load_profile("qcompiler")
+# Wall time says nothing about correctness on a busy machine. The same examples each time, so that a failure is the
+# change's and not luck's; HYPOTHESIS_PROFILE=random looks for new ones.
+settings.register_profile("qcompiler", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "qcompiler"))
 
 ROOT = Path(__file__).resolve().parent.parent
 
