@@ -1,7 +1,8 @@
-"""A small space that goes with the demo's model."""
+"""A small space that goes with the demo's model, and how its outcomes are read."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import qcompiler
@@ -28,3 +29,20 @@ derived:
 objectives: [latency, energy, area]
 constraints: ["area_mm2 < 0.65"]
 """
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    """What `points.csv` says of each machine."""
+    with (directory / "points.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def front(costs: dict[str, tuple[float, ...]]) -> set[str]:
+    """The front by its definition, all against all; of equal points the first."""
+    return {
+        p for p, c in costs.items()
+        if not any(
+            all(b <= a for a, b in zip(c, d, strict=True)) and (d != c or int(q) < int(p))
+            for q, d in costs.items() if p != q
+        )
+    }  # fmt: skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_space import CALIBRATION, DIGITS, TEST
+from small_space import CALIBRATION, DIGITS, TEST, front, rows
 
 import qcompiler
 from qcompiler.exploration import quality as qualities
@@ -72,11 +71,6 @@ def whole(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def rows(directory: Path) -> list[dict[str, str]]:
-    with (directory / "points.csv").open() as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_each_width_has_the_accuracy_that_compiling_for_it_gives(whole: Path, held_out: Path, tmp_path: Path) -> None:
     """Measured independently: a program compiled with these widths, executed on the same images."""
     points = rows(whole)
@@ -109,13 +103,7 @@ def test_more_accuracy_is_better(whole: Path) -> None:
     """The front by definition; narrow weights are on it because they are quicker."""
     points = rows(whole)
     costs = {r["point"]: (float(r["latency_ms"]), -float(r["accuracy"])) for r in points}
-    wanted = {
-        p for p, c in costs.items()
-        if not any(
-            all(b <= a for a, b in zip(c, d, strict=True)) and (d != c or int(q) < int(p))
-            for q, d in costs.items() if p != q
-        )
-    }  # fmt: skip
+    wanted = front(costs)
     assert {r["point"] for r in points if r["front"] == "1"} == wanted
     assert "3" in {r["matrix.weight_bits"] for r in points if r["front"] == "1"}
 

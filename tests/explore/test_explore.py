@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_space import front, rows
 
 import qcompiler
 from qcompiler.exploration import engines, samplers
@@ -54,11 +54,6 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def rows(directory: Path) -> list[dict[str, str]]:
-    with (directory / "points.csv").open() as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_what_is_in_the_directory(whole: Path) -> None:
     assert sorted(p.name for p in whole.iterdir()) == FILES
     assert not (whole.parent / "out.journal").exists()
@@ -76,13 +71,7 @@ def test_the_front_is_the_front(whole: Path) -> None:
     points = rows(whole)
     good = [r for r in points if r["status"] == "feasible"]
     costs = {r["point"]: tuple(float(r[n]) for n in ("latency_ms", "energy_uj", "area_mm2")) for r in good}
-    wanted = {
-        p for p, c in costs.items()
-        if not any(
-            all(b <= a for a, b in zip(c, d, strict=True)) and (d != c or int(q) < int(p))
-            for q, d in costs.items() if p != q
-        )
-    }  # fmt: skip
+    wanted = front(costs)
     assert {r["point"] for r in points if r["front"] == "1"} == wanted
     summary = json.loads((whole / "summary.json").read_text())
     assert {str(e["point"]) for e in summary["front"]} == wanted
